@@ -1,0 +1,392 @@
+"""A TOML file, or none, made into a `Chain` and session options: every provider by its name.
+
+One table per kind; what is left out takes its default (silero, silence, moonshine, rules, espeak)::
+
+    [session]
+    greeting = "Hello, this is Ann."
+    [barge_in]
+    min_speech_ms = 200
+    [turn]
+    provider = "silence"
+    silence_ms = 500
+    [stt]
+    provider = "deepgram"
+    api_key = "${DEEPGRAM_API_KEY}"     # from the environment; $${ is a plain ${
+    [agent]
+    provider = "myapp:reply"            # module:attribute, looked for beside the file and in the current folder
+    [[processor]]                       # anything else, placed by `before` or `after`
+    provider = "gain"
+    db = 6
+    before = "vad"
+
+Several `[[stt]]` or `[[tts]]` tables stand by for the first. Failover is not built yet: only the first of them is used,
+the others are checked and kept in `Config.stand_bys`, and `Config.warnings` says so.
+
+>>> loads("[agnet]", "call.toml")
+Traceback (most recent call last):
+    ...
+beluga_voice.errors.ConfigError: call.toml:1: no table is called [agnet]; did you mean [agent]? The tables are: \
+session, barge_in, vad, turn, stt, agent, tts, s2s, processor
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from . import _imports, _registry, agent, s2s, stt, tts, turn, vad
+from ._toml import Path, TomlFile, read_text, shown
+from .chain import Chain, FrameProcessor
+from .engine import Engine
+from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError
+from .options import build, nearest, option
+from .settings import BargeInOptions, SessionOptions
+
+__all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads"]
+
+DEFAULTS = {"vad": "silero", "turn": "silence", "stt": "moonshine", "agent": "rules", "tts": "espeak"}
+CONTRACTS: dict[str, type] = {
+    "vad": vad.VAD,
+    "turn": turn.TurnDetector,
+    "stt": stt.STT,
+    "agent": agent.Agent,
+    "tts": tts.TTS,
+    "s2s": s2s.S2S,
+}
+TABLES = ("session", "barge_in", *CONTRACTS, "processor")
+WITH_STAND_BYS = ("stt", "tts")
+EXPECTED = {
+    "agent": "an async function or an agent.Agent",
+    "processor": "an object with process(frames, context)",
+    **{kind: f"a {kind}.{contract.__name__}" for kind, contract in CONTRACTS.items() if kind != "agent"},
+}
+
+
+@attrs.frozen
+class ManagerOptions:
+    """Limits over all sessions, which stand in the `[session]` table too."""
+
+    max_sessions: int = option(100, "sessions at once; one more is refused", at_least=1)
+
+
+@attrs.frozen(eq=False)
+class Config:
+    """What a configuration says.
+
+    Attributes:
+        chain: the stages, engines made and order checked.
+        session: the `[session]` and `[barge_in]` tables.
+        manager: the limits over all sessions, from `[session]`.
+        names: the provider's name of each kind in the chain, as written.
+        stand_bys: by kind, the engines of further tables, in order; nothing uses them yet.
+        warnings: what is legal and yet not what it seems, one line each, for people to see.
+    """
+
+    chain: Chain
+    session: SessionOptions = attrs.field(factory=SessionOptions)
+    manager: ManagerOptions = attrs.field(factory=ManagerOptions)
+    names: Mapping[str, str] = attrs.field(factory=dict)
+    stand_bys: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """The configuration in a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or holds a table, option, provider or value that cannot be
+            used; the message begins with file and line and lists the valid choices.
+        MissingKeyError: a `${NAME}` that is not set.
+        ChainError: the stages are in an order that cannot work.
+    """
+    return _Reader(os.fspath(path)).config()
+
+
+def loads(text: str, name: str = "configuration") -> Config:
+    """The configuration in a TOML text, which errors call `name`. Raises what `load` raises."""
+    return _Reader(name, text).config()
+
+
+def default() -> Config:
+    """The configuration with no file: silero, silence, moonshine, rules, espeak.
+
+    Raises:
+        UnknownProviderError: one of them is not installed; the message says how to install it.
+    """
+    return _Reader("", "").config()
+
+
+def engine(kind: str, path: str | os.PathLike[str] | None = None) -> Any:
+    """The engine of one kind alone, as a file (or the default) has it: `engine("tts", "call.toml")`.
+
+    Nothing else is made, so the other providers need not be installed. Raises what `load` raises.
+    """
+    reader = _Reader("", "") if path is None else _Reader(os.fspath(path))
+    return reader.first(kind)
+
+
+class _Reader:
+    """One file on its way to a `Config`; without a name, the default configuration."""
+
+    def __init__(self, name: str, text: str | None = None) -> None:
+        self.file = TomlFile(read_text(name) if text is None else text, name)
+        self.folders = [os.path.dirname(os.path.abspath(name)), os.getcwd()]
+        self._check_tables()
+
+    def config(self) -> Config:
+        """Everything the file says."""
+        kinds = self._kinds()
+        made: dict[str, Any] = {}
+        for kind in kinds:
+            made[kind] = self.first(kind)
+        if "stt" in made and made["stt"].capabilities.ends_turns and "turn" not in self.file.tables:
+            del made["turn"]
+        session, manager = self._session()
+        stand_bys, warnings = self._stand_bys(kinds)
+        names = {kind: self._provider(kind) for kind in made}
+        return Config(self._chain(made), session, manager, names, stand_bys, tuple(warnings))
+
+    def first(self, kind: str) -> Any:
+        """The engine of the kind's first table, or the default one."""
+        places = self._places(kind)
+        if places:
+            return self._made(kind, *places[0])
+        try:
+            return self._new(kind, DEFAULTS[kind], {})
+        except BelugaVoiceError as error:
+            if not self.file.name:
+                raise
+            raise ConfigError(f"{self.file.name}: no [{kind}] table, and its default fails: {error}") from error
+
+    # --- tables ------------------------------------------------------------------------------------------------------
+
+    def _check_tables(self) -> None:
+        for name, value in self.file.tables.items():
+            if name not in TABLES:
+                raise self._unknown_table(name, value)
+            listed = name == "processor" or name in WITH_STAND_BYS
+            if isinstance(value, dict) or (listed and _is_tables(value)):
+                continue
+            if _is_tables(value):
+                raise self._error((name,), f"[[{name}]] is a list of tables; there is one {name}: write [{name}]")
+            raise self._error((name,), f"{name} is {_type_name(value)}; expected a table: write [{name}]")
+
+    def _unknown_table(self, name: str, value: Any) -> ConfigError:
+        if name in _options_of(SessionOptions, ManagerOptions) or not isinstance(value, (dict, list)):
+            return self._error((name,), f"{name!r} stands outside any table; move it under [session] or its own table")
+        close = nearest(name, TABLES)
+        hint = f"did you mean [{close}]? " if close else ""
+        return self._error((name,), f"no table is called [{name}]; {hint}The tables are: {', '.join(TABLES)}")
+
+    def _kinds(self) -> list[str]:
+        """The kinds that the chain will have; a speech-to-speech model stands for all but the VAD."""
+        tables = self.file.tables
+        if "s2s" not in tables:
+            return list(DEFAULTS)
+        for kind in ("turn", "stt", "agent", "tts"):
+            if kind in tables:
+                raise self._error((kind,), f"[{kind}] cannot stand beside [s2s], which takes its place; remove one")
+        return ["vad", "s2s"] if "vad" in tables else ["s2s"]
+
+    def _places(self, kind: str) -> list[tuple[Path, dict[str, Any]]]:
+        """The kind's tables, each with its path."""
+        value = self.file.tables.get(kind)
+        if value is None:
+            return []
+        if isinstance(value, dict):
+            return [((kind,), value)]
+        return [((kind, at), table) for at, table in enumerate(value)]
+
+    def _provider(self, kind: str) -> str:
+        places = self._places(kind)
+        name: str = self._named(kind, *places[0]) if places else DEFAULTS[kind]
+        return name
+
+    def _session(self) -> tuple[SessionOptions, ManagerOptions]:
+        barge_in = self._options("barge_in", BargeInOptions, self.file.tables.get("barge_in", {}))
+        given = self.file.tables.get("session", {})
+        known = _options_of(SessionOptions, ManagerOptions)
+        for key in given:
+            if key == "barge_in":
+                raise self._error(("session", key), "[session] barge_in is a table of its own: write [barge_in]")
+            if key not in known:
+                close = nearest(key, known)
+                hint = f"did you mean {close!r}? " if close else ""
+                message = f"[session] has no option {key!r}; {hint}It takes: {', '.join(known)}"
+                raise self._error(("session", key), message, OptionError)
+        of_manager = _options_of(ManagerOptions)
+        session = self._options("session", SessionOptions, {k: v for k, v in given.items() if k not in of_manager})
+        manager = self._options("session", ManagerOptions, {k: v for k, v in given.items() if k in of_manager})
+        return attrs.evolve(session, barge_in=barge_in), manager
+
+    def _options(self, table: str, options: type[Any], given: Mapping[str, Any]) -> Any:
+        try:
+            return build(options, self.file.filled(given, (table,)), f"[{table}]")
+        except (OptionError, OverflowError) as error:
+            raise self._located((table,), given, error) from None
+
+    def _stand_bys(self, kinds: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
+        stand_bys, warnings = {}, []
+        for kind in WITH_STAND_BYS:
+            further = self._places(kind)[1:] if kind in kinds else []
+            if further:
+                stand_bys[kind] = tuple(self._made(kind, *place) for place in further)
+                warnings.append(
+                    f"{self.file.where(*further[0][0])}: only the first [[{kind}]] is used: failover is not built yet"
+                )
+        return stand_bys, warnings
+
+    # --- engines -----------------------------------------------------------------------------------------------------
+
+    def _named(self, kind: str, path: Path, table: Mapping[str, Any]) -> str:
+        """The table's provider."""
+        first = path in ((kind,), (kind, 0))
+        name = self.file.filled(table.get("provider", DEFAULTS.get(kind) if first else None), (*path, "provider"))
+        if name is None:
+            raise self._error(path, f'{shown(path)} has no provider; add a line like provider = "{_example(kind)}"')
+        if not isinstance(name, str) or not name:
+            got = _type_name(name) if name != "" else "empty"
+            message = f"{shown(path)} provider is {got}; expected a provider's name, like {_example(kind)!r}"
+            raise self._error((*path, "provider"), message)
+        return name
+
+    def _made(self, kind: str, path: Path, table: Mapping[str, Any]) -> Any:
+        """What the table describes."""
+        name = self._named(kind, path, table)
+        given = {key: self.file.filled(value, (*path, key)) for key, value in table.items() if key != "provider"}
+        try:
+            return self._new(kind, name, given)
+        except Exception as error:
+            located = self._located(path, table, error)
+            raise located from (error if self.file.redacted(str(error)) == str(error) else None)
+
+    def _new(self, kind: str, name: str, given: Mapping[str, Any]) -> Any:
+        registry = _registry.registry
+        owner, _, bare = name.rpartition(":")
+        is_module = all(part.isidentifier() for part in owner.split("."))
+        if is_module and not any((owner, bare) == (one.distribution, one.name) for one in registry.providers(kind)):
+            made = _own(kind, name, _imports.load(name, self.folders), given)
+        else:
+            made = registry.new(kind, name, given)
+        return _checked(kind, name, made)
+
+    # --- joining -----------------------------------------------------------------------------------------------------
+
+    def _chain(self, made: Mapping[str, Any]) -> Chain:
+        reads_words = getattr(getattr(made.get("turn"), "capabilities", None), "reads_words", False)
+        order = ("vad", "stt", "turn") if reads_words else ("vad", "turn", "stt")
+        row = [(kind, made[kind]) for kind in (*order, "agent", "tts", "s2s") if kind in made]
+        try:
+            return Chain(*(stage for _, stage in self._with_processors(row)))
+        except ChainError as error:
+            if not self.file.name:
+                raise
+            raise ChainError(f"{self.file.name}: {error}", stage=error.stage, missing=error.missing) from None
+
+    def _with_processors(self, row: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """The row with every [[processor]] beside its anchor, those of one place in the order of the file."""
+        waiting = []
+        for path, table in self._places("processor"):
+            side, anchor = self._anchor(path, table)
+            name = self._named("processor", path, table)
+            rest = {key: value for key, value in table.items() if key not in ("before", "after")}
+            waiting.append((path, side, anchor, name, self._made("processor", path, rest)))
+        last_after: dict[str, str] = {}
+        while waiting:
+            at = {name: position for position, (name, _) in enumerate(row)}
+            ready = next((one for one in waiting if one[2] in at), None)
+            if ready is None:
+                raise self._no_anchor(waiting[0], [name for name, _ in row] + [one[3] for one in waiting])
+            waiting.remove(ready)
+            _, side, anchor, name, stage = ready
+            if side == "before":
+                row.insert(at[anchor], (name, stage))
+            else:
+                row.insert(at[last_after.get(anchor, anchor)] + 1, (name, stage))
+                last_after[anchor] = name
+        return row
+
+    def _anchor(self, path: Path, table: Mapping[str, Any]) -> tuple[str, str]:
+        given = [side for side in ("before", "after") if side in table]
+        if len(given) != 1:
+            got = "both `before` and `after`" if given else "neither `before` nor `after`"
+            raise self._error(path, f'{shown(path)} has {got}; write one of them, like before = "vad"')
+        anchor = self.file.filled(table[given[0]], (*path, given[0]))
+        if not isinstance(anchor, str):
+            message = f"{shown((*path, given[0]))} is {_type_name(anchor)}; expected a kind or a processor's name"
+            raise self._error((*path, given[0]), message)
+        return given[0], anchor
+
+    def _no_anchor(self, one: tuple[Path, str, str, str, Any], names: Sequence[str]) -> ConfigError:
+        path, side, anchor, name, _ = one
+        others = [other for other in dict.fromkeys(names) if other != name]
+        close = nearest(anchor, others)
+        hint = f"did you mean {close!r}? " if close and close != anchor else ""
+        there = ", ".join(others)
+        return self._error(
+            (*path, side), f"{shown(path)} stands {side} {anchor!r}, which is not there; {hint}The chain has: {there}"
+        )
+
+    # --- errors ------------------------------------------------------------------------------------------------------
+
+    def _error(self, path: Path, message: str, error: type[ConfigError] = ConfigError) -> ConfigError:
+        return error(self.file.redacted(f"{self.file.where(*path)}: {message}"))
+
+    def _located(self, path: Path, table: Mapping[str, Any], error: Exception) -> ConfigError:
+        """The error with the file and line of the key it is about."""
+        told = str(error)
+        about = [key for key in table if f"option {key!r}" in told or f"argument {key!r}" in told]
+        if not about and "provider" in table and not isinstance(error, OptionError):
+            about = ["provider"]
+        if not isinstance(error, BelugaVoiceError):
+            told = f"{shown(path)} cannot be made: {type(error).__name__}: {error}"
+        return self._error((*path, *about[:1]), told, OptionError if isinstance(error, OptionError) else ConfigError)
+
+
+def _own(kind: str, name: str, target: Any, given: Mapping[str, Any]) -> Any:
+    """What the user's own `target` stands for: a class or factory is called with the options, an object is itself."""
+    if isinstance(target, Engine):
+        return target.with_options(**given)
+    is_function = inspect.isroutine(target) and not inspect.iscoroutinefunction(target) and kind != "agent"
+    if isinstance(target, type) or is_function:
+        if hasattr(target, "Options"):
+            build(target.Options, given, f"{kind} {name!r}")
+        return target(**given)
+    if given:
+        raise OptionError(f"{kind} {name!r} takes no options, but is given option {next(iter(given))!r}; remove it")
+    return target
+
+
+def _checked(kind: str, name: str, made: Any) -> Any:
+    """The stage or engine, if it is one of that kind."""
+    expected: type = CONTRACTS.get(kind, FrameProcessor)
+    if isinstance(made, expected) and not isinstance(made, type) and kind != "agent":
+        return made
+    if kind != "agent":
+        raise ConfigError(f"{name!r} is {_type_name(made)}, which is no {kind}; expected {EXPECTED[kind]}")
+    if not callable(made) and not isinstance(made, agent.Agent):
+        raise ConfigError(f"{name!r} is {_type_name(made)}, which is no agent; expected {EXPECTED[kind]}")
+    try:
+        return agent.as_frame_processor(made)
+    except TypeError as error:
+        raise ConfigError(f"{name!r}: {error}") from error
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _options_of(*classes: type[Any]) -> list[str]:
+    return [field.name for options in classes for field in attrs.fields(options) if field.name != "barge_in"]
+
+
+def _type_name(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _example(kind: str) -> str:
+    return DEFAULTS.get(kind, "gain" if kind == "processor" else "openai")

@@ -1,0 +1,206 @@
+"""What every provider's engine is, and what a session offers to the stages that use it.
+
+Three lifetimes: the **engine** (one per process, used by all sessions at once), the **session handle** (`open`: a socket,
+learned habits), the **stream** (one utterance or reply). Whoever runs sessions enters the engine once:
+
+>>> class Hello(Engine):
+...     async def aclose(self):
+...         print("released")
+>>> async def main():
+...     engine = Hello()
+...     async with engine, engine:       # two sessions share it
+...         pass
+>>> asyncio.run(main())
+released
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import Counter
+from collections.abc import AsyncIterable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import attrs
+
+from . import options as _options
+from ._streams import Channel, Tasks, WorkPool
+from ._watch import LoopWatch
+from .clock import Clock
+from .errors import OptionError
+from .frames import AudioIn, Failed, Frame
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["Context", "Engine", "WorkPool"]
+
+T = TypeVar("T")
+E = TypeVar("E", bound="Engine")
+
+INBOX_MS = 5_000.0
+
+
+class Engine:
+    """The root of every provider: options, lifetimes, and the stage it makes in a chain.
+
+    `options` holds the engine's options (an attrs object) or None. `provider` is the name it was made by.
+    """
+
+    kind: ClassVar[str] = "processor"
+    options: Any = None
+    provider: str = ""
+    _users: int = 0
+
+    @property
+    def name(self) -> str:
+        """The provider's name, or the class's for an engine that was not made by name."""
+        return self.provider or type(self).__name__
+
+    async def prewarm(self) -> None:
+        """Load now what the first call would have to load. Called once, off the turn path; the default does nothing."""
+
+    async def open(self, context: Context) -> Self:
+        """What one session uses: this engine, unless a session needs something of its own (a socket, say).
+
+        A handle other than the engine itself is closed by the session with `aclose()`.
+        """
+        return self
+
+    async def aclose(self) -> None:
+        """Free everything the engine holds; the next use loads it again. The default does nothing."""
+
+    def with_options(self, **changes: Any) -> Self:
+        """The same engine with other options, sharing what is loaded.
+
+        Raises:
+            OptionError: the engine has no such option, or the value does not fit.
+        """
+        if not changes:
+            return self
+        if self.options is None:
+            raise OptionError(f"{self.kind} {self.name!r} takes no options, got {', '.join(sorted(changes))}")
+        now = {field.name: getattr(self.options, field.name) for field in attrs.fields(type(self.options)) if field.init}
+        other = copy.copy(self)
+        other.options = _options.build(type(self.options), {**now, **changes}, f"{self.kind} {self.name!r}")
+        return other
+
+    def as_frame_processor(self) -> Any:
+        """The stage this engine makes in a chain."""
+        raise TypeError(f"{type(self).__name__} makes no stage: subclass a kind (stt.STT, tts.TTS, ...) instead of Engine")
+
+    async def __aenter__(self) -> Self:
+        self._users += 1
+        if self._users == 1:
+            try:
+                await self.prewarm()
+            except BaseException:
+                self._users -= 1
+                raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._users -= 1
+        if self._users == 0:
+            await self.aclose()
+
+
+def _audio_ms(frame: Frame) -> float:
+    return len(frame.pcm) * 500.0 / frame.sample_rate_hz if type(frame) is AudioIn else 0.0
+
+
+class Context:
+    """What a stage may ask of the session it runs in; without a session, a small world of its own.
+
+    `inbox` is the head of the ears: what `emit` puts there overtakes the audio and passes every ears stage. `history` and
+    `session` are what an agent is given. `counters` counts what is dropped, by name. `spawn` is the only way for a stage to run something beside itself.
+
+    Use it as an async context manager when there is no session:
+
+    >>> async def main(chain, frames):
+    ...     async with Context() as context, chain.process(context.feed(frames), context) as out:
+    ...         return [frame async for frame in out]
+    """
+
+    def __init__(
+        self,
+        *,
+        session_id: str = "",
+        clock: Clock | None = None,
+        input_rate_hz: int = 16_000,
+        output_rate_hz: int = 16_000,
+        session: Any = None,
+        inbox_ms: float = INBOX_MS,
+    ) -> None:
+        self.session_id = session_id
+        self.clock = clock or Clock()
+        self.input_rate_hz, self.output_rate_hz = input_rate_hz, output_rate_hz
+        self.session = session
+        self.history: tuple[Any, ...] = ()
+        self.counters: Counter[str] = Counter()
+        self.watch: LoopWatch | None = None
+        self.inbox: Channel[Frame] = Channel(inbox_ms, _audio_ms)
+        self.tasks = Tasks(self._task_failed)
+        self._handles: dict[int, Engine] = {}
+        self._opening: dict[int, asyncio.Lock] = {}
+
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Run `work` beside the stage, as a task the session owns; a failure is emitted as `Failed(name, error)`."""
+        return self.tasks.spawn(self.watch.drive(work, name) if self.watch is not None else work, name)
+
+    def emit(self, frame: Frame) -> None:
+        """Put a frame at the head of the ears, before waiting audio."""
+        self.inbox.put_urgent(frame)
+
+    def feed(self, frames: AsyncIterable[Frame]) -> Channel[Frame]:
+        """The inbox, fed from `frames` as fast as it is read, and closed after their end."""
+
+        async def pump() -> None:
+            error: BaseException | None = None
+            try:
+                async for frame in frames:
+                    await self.inbox.put(frame)
+            except Exception as caught:
+                error = caught
+            finally:
+                self.inbox.close(error)
+
+        self.spawn(pump(), "feed")
+        return self.inbox
+
+    async def handle(self, engine: E) -> E:
+        """The session's own handle of `engine`, opened at its first use and closed with the session."""
+        key = id(engine)
+        if key not in self._handles:
+            async with self._opening.setdefault(key, asyncio.Lock()):
+                if key not in self._handles:
+                    self._handles[key] = await engine.open(self)
+                    self._opening.pop(key, None)
+        handle = self._handles[key]
+        return handle  # type: ignore[return-value]
+
+    def _task_failed(self, name: str, error: Exception) -> None:
+        self.emit(Failed(name, error))
+
+    async def aclose(self, grace_ms: float = 1_000.0) -> list[str]:
+        """End what stages spawned and close the handles; the names of tasks that did not stop in `grace_ms`."""
+        stuck = await self.tasks.aclose(grace_ms)
+        handles, self._handles = self._handles, {}
+        for key, handle in handles.items():
+            if id(handle) != key:
+                closing = self.tasks.spawn(handle.aclose(), f"close {handle.name}")
+                await asyncio.wait([closing], timeout=grace_ms / 1000.0)
+                if not closing.done():
+                    closing.cancel()
+                    stuck.append(closing.get_name())
+        return stuck
+
+    async def __aenter__(self) -> Context:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

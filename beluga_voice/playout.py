@@ -1,0 +1,253 @@
+"""The reply being spoken: holds its audio, sends it at the pace it is played, can pause, go on and be cut.
+
+At most `send_lead_ms` is sent ahead of what is played; at most `limit_ms` waits to be played: beyond, whoever makes it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+import attrs
+
+from .audio import BYTES_PER_SAMPLE, Resampler
+from .clock import Clock
+from .frames import AudioOut, Word
+from .transport import Transport
+
+__all__ = ["Playout"]
+
+PIECE_MS = 20.0
+STEP_MS = 40.0
+ROUNDING_MS = 30.0
+
+
+@attrs.define(eq=False)
+class _Span:
+    """One text of the reply and where its audio begins, in samples."""
+
+    start: int
+    text: str
+    words: list[Word] = attrs.field(factory=list)
+
+
+class Playout:
+    """One reply on its way to one line.
+
+    `on_first_sent()` is called just before the first audio goes to the line. `run` does the sending, as a task of the session;
+    everything else returns at once but `add`, which waits while too much is held.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        *,
+        send_lead_ms: float,
+        limit_ms: float,
+        on_first_sent: Callable[[], None],
+    ) -> None:
+        self._line, self._clock = transport, clock
+        self._lead_ms, self._limit_ms = send_lead_ms, limit_ms
+        self._on_first_sent = on_first_sent
+        self._rate_hz = transport.output_rate_hz
+        self._pieces: deque[bytes] = deque()
+        self._kept = 0  # the sample at which _pieces begins; all positions count samples of the reply
+        self._sent = 0
+        self._total = 0
+        self._base_ms: float | None = None
+        self._stopped_ms: float | None = None
+        self._spans: list[_Span] = []
+        self._resampler: Resampler | None = None
+        self._finished = self._paused = False
+        self._news: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    # --- what is made ------------------------------------------------------------------------------------------------
+
+    async def add(self, frame: AudioOut) -> None:
+        """Add audio to the reply; waits while `limit_ms` of it is not played yet."""
+        while self.held_ms >= self._limit_ms and self._stopped_ms is None:
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+        self.add_now(frame)
+
+    def add_now(self, frame: AudioOut) -> None:
+        """Add audio to the reply without waiting."""
+        if self._stopped_ms is not None:
+            return
+        if frame.text:
+            self._spans.append(_Span(self._total, frame.text))
+        if frame.words and self._spans:
+            self._spans[-1].words.extend(frame.words)
+        pcm = frame.pcm
+        if frame.sample_rate_hz != self._rate_hz:
+            if self._resampler is None or self._resampler.from_hz != frame.sample_rate_hz:
+                self._resampler = Resampler(frame.sample_rate_hz, self._rate_hz)
+            pcm = self._resampler.feed(pcm)
+        if pcm:
+            self._pieces.append(pcm)
+            self._total += len(pcm) // BYTES_PER_SAMPLE
+            self._wake()
+
+    def finish(self) -> None:
+        """No more audio will be added."""
+        if self._resampler is not None and self._stopped_ms is None:
+            rest, self._resampler = self._resampler.feed(b"", last=True), None
+            if rest:
+                self._pieces.append(rest)
+                self._total += len(rest) // BYTES_PER_SAMPLE
+        self._finished = True
+        self._wake()
+
+    # --- what is played ----------------------------------------------------------------------------------------------
+
+    @property
+    def played_ms(self) -> float:
+        """How much of the reply was played."""
+        if self._stopped_ms is not None:
+            return self._stopped_ms
+        return 0.0 if self._base_ms is None else self._line.played_ms - self._base_ms
+
+    @property
+    def held_ms(self) -> float:
+        """How much of the reply is not played yet."""
+        return self._ms(self._total) - self.played_ms
+
+    @property
+    def paused(self) -> bool:
+        """True between `pause` and `go_on`."""
+        return self._paused
+
+    @property
+    def started(self) -> bool:
+        """True once audio was sent."""
+        return self._base_ms is not None
+
+    def pause(self) -> None:
+        """Fall silent now; what was sent and not played will be sent again by `go_on`."""
+        if self._paused or self._stopped_ms is not None:
+            return
+        self._paused = True
+        if self._base_ms is not None:
+            self._line.clear()
+            self._sent = min(self._sent, self._samples(self.played_ms))
+
+    def go_on(self) -> None:
+        """Speak on from where the pause fell."""
+        self._paused = False
+        self._wake()
+
+    def cut(self) -> float:
+        """Stop for good, now; how much was played, in ms."""
+        if self._stopped_ms is None:
+            if self._base_ms is not None and not self._paused:
+                self._line.clear()
+            self._stopped_ms = min(self.played_ms, self._ms(self._total))
+            self._pieces.clear()
+            self._wake()
+            self._make_room()
+        return self._stopped_ms
+
+    def heard_text(self) -> str:
+        """The text that was played: whole sentences, and of the last one the words heard (by their times, else by share)."""
+        played = self._samples(self.played_ms + ROUNDING_MS)
+        ends = [span.start for span in self._spans[1:]] + [self._total]
+        heard = []
+        for span, end in zip(self._spans, ends):
+            if end <= played and (self._finished or end < self._total):
+                heard.append(span.text)
+            elif span.start < played:
+                heard.append(_heard_part(span, self._ms(played - span.start), (played - span.start) / max(1, end - span.start)))
+        return " ".join(text for text in heard if text)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Send until all is played, or until cut."""
+        while self._stopped_ms is None:
+            unsent = self._total - self._sent
+            if self._paused or (unsent <= 0 and not self._finished):
+                await self._wait(None)
+                continue
+            played_ms = self.played_ms
+            self._forget(self._samples(played_ms))
+            if unsent <= 0:
+                left_ms = self._ms(self._total) - played_ms
+                if left_ms <= 1e-6:
+                    break
+                await self._wait(left_ms)
+                continue
+            ahead_ms = self._ms(self._sent) - played_ms
+            if ahead_ms + PIECE_MS > self._lead_ms:
+                await self._wait(max(1.0, min(STEP_MS, ahead_ms + STEP_MS - self._lead_ms)))
+                continue
+            if self._base_ms is None:
+                self._base_ms = self._line.played_ms
+                self._on_first_sent()
+                if self._paused or self._stopped_ms is not None:
+                    continue
+            pcm = self._take(self._samples(PIECE_MS))
+            self._sent += len(pcm) // BYTES_PER_SAMPLE
+            await self._line.send(AudioOut(pcm, self._rate_hz))
+
+    def _take(self, samples: int) -> bytes:
+        """The next `samples` to send, or what there is."""
+        skip = (self._sent - self._kept) * BYTES_PER_SAMPLE
+        wanted = samples * BYTES_PER_SAMPLE
+        out = b""
+        for piece in self._pieces:
+            if skip >= len(piece):
+                skip -= len(piece)
+                continue
+            part = piece[skip : skip + wanted - len(out)]
+            if len(part) == wanted:
+                return part
+            out += part
+            skip = 0
+            if len(out) >= wanted:
+                break
+        return out
+
+    def _forget(self, played: int) -> None:
+        """Let go of pieces that were played whole."""
+        while self._pieces and self._kept + len(self._pieces[0]) // BYTES_PER_SAMPLE <= played:
+            self._kept += len(self._pieces.popleft()) // BYTES_PER_SAMPLE
+        if self._room is not None and self.held_ms < self._limit_ms:
+            self._make_room()
+
+    async def _wait(self, timeout_ms: float | None) -> None:
+        news = self._news = asyncio.get_running_loop().create_future()
+        timer = None if timeout_ms is None else self._clock.call_later_ms(timeout_ms, self._wake)
+        try:
+            await news
+        finally:
+            self._news = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _ms(self, samples: int) -> float:
+        return samples * 1000.0 / self._rate_hz
+
+    def _samples(self, ms: float) -> int:
+        return int(ms * self._rate_hz / 1000.0 + 1e-6)
+
+
+def _heard_part(span: _Span, played_ms: float, share: float) -> str:
+    """The words of a sentence that were played: by their times where the voice gave them, else by the share played."""
+    if span.words:
+        return " ".join(word.text for word in span.words if word.end_ms <= played_ms)
+    words = span.text.split()
+    return " ".join(words[: int(len(words) * share)])
