@@ -39,7 +39,7 @@ def load(target: str, folders: Sequence[str]) -> Any:
         if not hasattr(found, part):
             public = [name for name in dir(found) if not name.startswith("_")]
             close = nearest(part, public)
-            hint = f"did you mean {close!r}?" if close else "check the spelling."
+            hint = f"did you mean {close!r}?" if close else "check the spelling"
             raise ConfigError(f"{module_name!r} has no attribute {attribute!r}; {hint}")
         found = getattr(found, part)
     return found
@@ -53,9 +53,9 @@ def _module(name: str, folders: Sequence[str]) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(f"module {name!r} needs {error.name!r}, which is not installed; install it") from error
         close = nearest(name, [entry.removesuffix(".py") for folder in folders for entry in _entries(folder)])
-        hint = f"did you mean {close!r}? " if close else ""
+        hint = f"Did you mean {close!r}? " if close else ""
         places = ", ".join(dict.fromkeys(folders))
-        message = f"no module is called {name!r}; {hint}Looked in {places} and the installed packages"
+        message = f"no module is called {name!r}. {hint}Looked in {places} and the installed packages"
         raise ConfigError(message) from None
     except (Exception, SystemExit) as error:
         raise ConfigError(f"module {name!r} does not import: {type(error).__name__}: {error}") from error

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
+
+from .clock import wall_ms
 
 __all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "stop"]
 
@@ -59,13 +62,19 @@ class Channel(AsyncIterator[T], Generic[T]):
             self._writers.append(waiter)
             try:
                 await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._let_writers()  # the room it was given is the next one's
+                raise
             finally:
                 if waiter in self._writers:
                     self._writers.remove(waiter)
         self._add(item)
 
     def put_dropping(self, item: T) -> None:
-        """Add an item now, dropping the oldest ones if there is no room."""
+        """Add an item now, dropping the oldest ones if there is no room. After `close` it is ignored."""
+        if self._closed:
+            return
         while self._load >= self.limit and self._items:
             weight = self._weigh(self._items.popleft())
             self._load -= weight
@@ -182,12 +191,18 @@ class Tasks:
 
     async def aclose(self, grace_ms: float) -> list[str]:
         """Cancel every task and wait at most `grace_ms`; the names of those that did not stop."""
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_ms / 1000.0)
-        return sorted(task.get_name() for task in tasks if not task.done())
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + grace_ms / 1000.0
+        cancelled: set[asyncio.Task[Any]] = set()
+        while self._tasks:
+            for task in self._tasks - cancelled:  # a task's cleanup may spawn another
+                task.cancel()
+                cancelled.add(task)
+            left_s = max(until_s - loop.time(), 0.0)
+            await asyncio.wait(self._tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if left_s == 0.0:
+                break
+        return sorted(task.get_name() for task in self._tasks if not task.done())
 
 
 class Reaper:
@@ -250,10 +265,15 @@ class WorkPool:
 
     Calls beyond `threads` wait their turn without blocking the loop; a cancelled wait lets its call run out and drops the
     result. The threads start at the first call and end with `aclose`.
+
+    `calls` counts the calls that ran, failed ones too, and `busy_ms` adds up the real time they took inside the threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self.threads, self.name = threads, name
+        self.calls = 0
+        self.busy_ms = 0.0
+        self._counting = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._under_way: set[asyncio.Future[Any]] = set()
 
@@ -267,11 +287,20 @@ class WorkPool:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
         loop = asyncio.get_running_loop()
-        call = functools.partial(function, *args, **kwargs)
-        future = loop.run_in_executor(self._executor, call)
+        future = loop.run_in_executor(self._executor, self._counted, functools.partial(function, *args, **kwargs))
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return await future
+
+    def _counted(self, call: Callable[[], T]) -> T:
+        began_ms = wall_ms()
+        try:
+            return call()
+        finally:
+            took_ms = wall_ms() - began_ms
+            with self._counting:
+                self.calls += 1
+                self.busy_ms += took_ms
 
     async def aclose(self) -> None:
         """Drop calls that have not begun, wait for those under way, end the threads."""

@@ -61,7 +61,7 @@ class TomlFile:
 
     def __init__(self, text: str, name: str) -> None:
         self.name = name
-        self._lines = text.split("\n")
+        self._lines = text.replace("\r\n", "\n").split("\n")
         self._from_environment: dict[str, str] = {}
         try:
             self.tables: dict[str, Any] = tomllib.loads(text)
@@ -160,7 +160,8 @@ def shown(path: Path) -> str:
     """
     table, *rest = path
     if rest and isinstance(rest[0], int):
-        title = f"[[{table}]] number {rest.pop(0) + 1}"
+        title = f"[[{table}]] number {rest[0] + 1}"
+        del rest[0]
         return f"{title}: {'.'.join(map(str, rest))}" if rest else title
     return f"[{table}] {'.'.join(map(str, rest))}".rstrip()
 

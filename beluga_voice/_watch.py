@@ -40,10 +40,7 @@ class LoopWatch:
 
     async def drive(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Run `work` step by step, charging to `name` what no stage has marked."""
-        try:
-            return cast(T, await _Steps(self, work, name))
-        finally:
-            work.close()
+        return cast(T, await _Steps(self, work, name))
 
     def begin(self, name: str) -> None:
         """A step begins."""

@@ -11,6 +11,7 @@ It gives `str`, or a stream of `str`, `ToolCalled`, `ToolReturned` and `EndCall`
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -99,9 +100,11 @@ def as_frame_processor(agent: Agent | AgentFunction, **options: Any) -> Stage:
                     said = await said
                 if hasattr(said, "__aiter__"):
                     async for part in said:
-                        yield _frame(part, name)
+                        for made in _frames(part, name):
+                            yield made
                 elif said is not None and said != "":
-                    yield _frame(said, name)
+                    for made in _frames(said, name):
+                        yield made
             except Exception as error:
                 if not isinstance(error, AgentError):
                     wrapped = AgentError(f"agent {name} raised {type(error).__name__}: {error}")
@@ -118,11 +121,13 @@ def as_frame_processor(agent: Agent | AgentFunction, **options: Any) -> Stage:
     return Stage(name, run, "agent", "mouth", needs, makes, replies=True, engine=engine)
 
 
-def _frame(part: Any, name: str) -> Frame:
+def _frames(part: Any, name: str) -> tuple[Frame, ...]:
     if isinstance(part, str):
-        return TextDelta(part)
-    if isinstance(part, (ToolCalled, ToolReturned, EndCall, TextDelta)):
-        return part
+        return (TextDelta(part),)
+    if isinstance(part, EndCall):
+        return (TextDelta(part.text), part) if part.text else (part,)
+    if isinstance(part, (ToolCalled, ToolReturned, TextDelta)):
+        return (part,)
     shown = repr(part)
     raise AgentError(
         f"agent {name} gave {type(part).__name__} {shown[:60]}; expected str, ToolCalled, ToolReturned or EndCall. "
@@ -131,7 +136,8 @@ def _frame(part: Any, name: str) -> Frame:
 
 
 def _arguments(function: AgentFunction, name: str) -> int:
-    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    plain = inspect.isroutine(function) or isinstance(function, functools.partial)
+    called = function if plain else getattr(function, "__call__", function)  # noqa: B004
     if not (inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called)):
         raise TypeError(
             f"agent {name} is not async; write `async def {name}(text, history)`, or wrap blocking work in "

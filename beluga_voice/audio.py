@@ -149,7 +149,7 @@ class Resampler:
         if self._odd:
             pcm = self._odd + pcm
         whole = len(pcm) - len(pcm) % BYTES_PER_SAMPLE
-        self._odd, pcm = pcm[whole:], pcm[:whole]
+        self._odd, pcm = (b"" if last else pcm[whole:]), pcm[:whole]
         if self._stream is None:
             return pcm
         out = self._stream.resample_chunk(np.frombuffer(pcm, "<i2"), last=last)
@@ -253,11 +253,12 @@ def write(path: str | os.PathLike[str], audio: Audio) -> None:
         AudioFileError: the folder does not exist or is not writable, or the ending names no format.
     """
     name = os.fspath(path)
+    ending = file_format(name)
     beside = writable_beside(name)
     try:
-        soundfile.write(beside, np.frombuffer(audio.pcm, "<i2"), audio.sample_rate_hz, format=file_format(name))
+        soundfile.write(beside, np.frombuffer(audio.pcm, "<i2"), audio.sample_rate_hz, format=ending)
         os.replace(beside, name)
-    except (OSError, soundfile.SoundFileError) as error:
+    except (OSError, ValueError, soundfile.SoundFileError) as error:
         Path(beside).unlink(missing_ok=True)
         raise AudioFileError(f"{name}: cannot be written ({error})", path=name) from None
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import attrs
@@ -226,22 +226,14 @@ class Chain:
     @asynccontextmanager
     async def process(self, frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[AsyncIterator[Frame]]:
         """Run the stages over `frames`; on leaving, every stage is closed, the last first."""
-        opened: list[AsyncIterator[Frame]] = []
         watch = context.watch
-        for at, stage in enumerate(self.stages):
-            frames = stage.process(frames, context)
-            opened.append(frames)
-            if watch is not None:
-                reader = self.stages[at + 1].name if at + 1 < len(self.stages) else "session"
-                frames = watch.between(stage.name, frames, reader)
-                opened.append(frames)
-        try:
+        async with AsyncExitStack() as opened:
+            for at, stage in enumerate(self.stages):
+                frames = _closing(stage.process(frames, context), opened)
+                if watch is not None:
+                    reader = self.stages[at + 1].name if at + 1 < len(self.stages) else "session"
+                    frames = _closing(watch.between(stage.name, frames, reader), opened)
             yield frames
-        finally:
-            for stream in reversed(opened):
-                close = getattr(stream, "aclose", None)
-                if close is not None:
-                    await close()
 
     def _placed(self) -> Iterator[Stage]:
         made: set[type] = {AudioIn}
@@ -284,14 +276,21 @@ class Chain:
             made |= stage.makes
 
 
+def _closing(frames: AsyncIterator[Frame], opened: AsyncExitStack) -> AsyncIterator[Frame]:
+    close = getattr(frames, "aclose", None)
+    if close is not None:
+        opened.push_async_callback(close)
+    return frames
+
+
 def _stage(one: Any) -> Stage:
     if isinstance(one, Stage):
         return one
+    if isinstance(one, type):
+        raise TypeError(f"{one.__name__} is a class; a chain takes an instance: write {one.__name__}(...)")
     if hasattr(one, "as_frame_processor"):
         made: Stage = one.as_frame_processor()
         return made
-    if isinstance(one, type):
-        raise TypeError(f"{one.__name__} is a class; a chain takes an instance: write {one.__name__}(...)")
     if isinstance(one, FrameProcessor):
         return Stage(
             getattr(one, "name", type(one).__name__),

@@ -25,7 +25,7 @@ the others are checked and kept in `Config.stand_bys`, and `Config.warnings` say
 >>> loads("[agnet]", "call.toml")
 Traceback (most recent call last):
     ...
-beluga_voice.errors.ConfigError: call.toml:1: no table is called [agnet]; did you mean [agent]? The tables are: \
+beluga_voice.errors.ConfigError: call.toml:1: no table is called [agnet]. Did you mean [agent]? The tables are: \
 session, barge_in, vad, turn, stt, agent, tts, s2s, processor
 """
 
@@ -173,14 +173,14 @@ class _Reader:
                 continue
             if _is_tables(value):
                 raise self._error((name,), f"[[{name}]] is a list of tables; there is one {name}: write [{name}]")
-            raise self._error((name,), f"{name} is {_type_name(value)}; expected a table: write [{name}]")
+            raise self._error((name,), f"{name!r} is {_sort(value)}; expected a table: write [{name}]")
 
     def _unknown_table(self, name: str, value: Any) -> ConfigError:
         if name in _options_of(SessionOptions, ManagerOptions) or not isinstance(value, (dict, list)):
             return self._error((name,), f"{name!r} stands outside any table; move it under [session] or its own table")
         close = nearest(name, TABLES)
-        hint = f"did you mean [{close}]? " if close else ""
-        return self._error((name,), f"no table is called [{name}]; {hint}The tables are: {', '.join(TABLES)}")
+        hint = f"Did you mean [{close}]? " if close else ""
+        return self._error((name,), f"no table is called [{name}]. {hint}The tables are: {', '.join(TABLES)}")
 
     def _kinds(self) -> list[str]:
         """The kinds that the chain will have; a speech-to-speech model stands for all but the VAD."""
@@ -201,6 +201,9 @@ class _Reader:
             return [((kind,), value)]
         return [((kind, at), table) for at, table in enumerate(value)]
 
+    def _all_places(self) -> list[tuple[Path, dict[str, Any]]]:
+        return [place for kind in (*CONTRACTS, "processor") for place in self._places(kind)]
+
     def _provider(self, kind: str) -> str:
         places = self._places(kind)
         name: str = self._named(kind, *places[0]) if places else DEFAULTS[kind]
@@ -215,8 +218,8 @@ class _Reader:
                 raise self._error(("session", key), "[session] barge_in is a table of its own: write [barge_in]")
             if key not in known:
                 close = nearest(key, known)
-                hint = f"did you mean {close!r}? " if close else ""
-                message = f"[session] has no option {key!r}; {hint}It takes: {', '.join(known)}"
+                hint = f"Did you mean {close!r}? " if close else ""
+                message = f"[session] has no option {key!r}. {hint}It takes: {', '.join(known)}"
                 raise self._error(("session", key), message, OptionError)
         of_manager = _options_of(ManagerOptions)
         session = self._options("session", SessionOptions, {k: v for k, v in given.items() if k not in of_manager})
@@ -249,7 +252,7 @@ class _Reader:
         if name is None:
             raise self._error(path, f'{shown(path)} has no provider; add a line like provider = "{_example(kind)}"')
         if not isinstance(name, str) or not name:
-            got = _type_name(name) if name != "" else "empty"
+            got = _sort(name) if name != "" else "empty"
             message = f"{shown(path)} provider is {got}; expected a provider's name, like {_example(kind)!r}"
             raise self._error((*path, "provider"), message)
         return name
@@ -285,7 +288,10 @@ class _Reader:
         except ChainError as error:
             if not self.file.name:
                 raise
-            raise ChainError(f"{self.file.name}: {error}", stage=error.stage, missing=error.missing) from None
+            place = next(
+                (path for path, table in self._all_places() if error.stage in (path[0], table.get("provider"))), ()
+            )
+            raise ChainError(f"{self.file.where(*place)}: {error}", stage=error.stage, missing=error.missing) from None
 
     def _with_processors(self, row: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The row with every [[processor]] beside its anchor, those of one place in the order of the file."""
@@ -317,7 +323,7 @@ class _Reader:
             raise self._error(path, f'{shown(path)} has {got}; write one of them, like before = "vad"')
         anchor = self.file.filled(table[given[0]], (*path, given[0]))
         if not isinstance(anchor, str):
-            message = f"{shown((*path, given[0]))} is {_type_name(anchor)}; expected a kind or a processor's name"
+            message = f"{shown((*path, given[0]))} is {_sort(anchor)}; expected a kind or a processor's name"
             raise self._error((*path, given[0]), message)
         return given[0], anchor
 
@@ -325,10 +331,10 @@ class _Reader:
         path, side, anchor, name, _ = one
         others = [other for other in dict.fromkeys(names) if other != name]
         close = nearest(anchor, others)
-        hint = f"did you mean {close!r}? " if close and close != anchor else ""
+        hint = f"Did you mean {close!r}? " if close and close != anchor else ""
         there = ", ".join(others)
         return self._error(
-            (*path, side), f"{shown(path)} stands {side} {anchor!r}, which is not there; {hint}The chain has: {there}"
+            (*path, side), f"{shown(path)} stands {side} {anchor!r}, which is not there. {hint}The chain has: {there}"
         )
 
     # --- errors ------------------------------------------------------------------------------------------------------
@@ -367,9 +373,9 @@ def _checked(kind: str, name: str, made: Any) -> Any:
     if isinstance(made, expected) and not isinstance(made, type) and kind != "agent":
         return made
     if kind != "agent":
-        raise ConfigError(f"{name!r} is {_type_name(made)}, which is no {kind}; expected {EXPECTED[kind]}")
+        raise ConfigError(f"{name!r} is {_sort(made)}, which is no {kind}; expected {EXPECTED[kind]}")
     if not callable(made) and not isinstance(made, agent.Agent):
-        raise ConfigError(f"{name!r} is {_type_name(made)}, which is no agent; expected {EXPECTED[kind]}")
+        raise ConfigError(f"{name!r} is {_sort(made)}, which is no agent; expected {EXPECTED[kind]}")
     try:
         return agent.as_frame_processor(made)
     except TypeError as error:
@@ -384,8 +390,8 @@ def _options_of(*classes: type[Any]) -> list[str]:
     return [field.name for options in classes for field in attrs.fields(options) if field.name != "barge_in"]
 
 
-def _type_name(value: Any) -> str:
-    return f"a {type(value).__name__}"
+def _sort(value: Any) -> str:
+    return f"of type {type(value).__name__}"
 
 
 def _example(kind: str) -> str:

@@ -150,7 +150,11 @@ class Context:
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` beside the stage, as a task the session owns; a failure is emitted as `Failed(name, error)`."""
-        return self.tasks.spawn(self.watch.drive(work, name) if self.watch is not None else work, name)
+        if self.watch is None:
+            return self.tasks.spawn(work, name)
+        task = self.tasks.spawn(self.watch.drive(work, name), name)
+        task.add_done_callback(lambda _: work.close())  # a task cancelled before it ran has not begun `work`
+        return task
 
     def emit(self, frame: Frame) -> None:
         """Put a frame at the head of the ears, before waiting audio."""

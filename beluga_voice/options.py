@@ -129,8 +129,6 @@ def _checked(value: Any, hint: Any, field: attrs.Attribute[Any], owner: str) -> 
         raise OptionError(
             f"{owner}: option {field.name!r} is {shown} ({type(value).__name__}); expected {_type_name(hint)}"
         )
-    if isinstance(value, int) and not isinstance(value, bool) and _fits(1.5, hint) and not _fits("", hint):
-        value = float(value)
     meta = field.metadata
     low, high, choices = meta.get("at_least"), meta.get("at_most"), meta.get("choices")
     if choices and value not in choices:
@@ -141,6 +139,11 @@ def _checked(value: Any, hint: Any, field: attrs.Attribute[Any], owner: str) -> 
     if number and ((low is not None and not value >= low) or (high is not None and not value <= high)):
         bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
         raise OptionError(f"{owner}: option {field.name!r} is {shown}; expected {bounds}")
+    if isinstance(value, int) and number and _fits(1.5, hint) and not _fits("", hint):
+        try:
+            return float(value)
+        except OverflowError:
+            raise OptionError(f"{owner}: option {field.name!r} is too large; expected a number below 1e308") from None
     return value
 
 

@@ -21,6 +21,7 @@ __all__ = ["Playout"]
 PIECE_MS = 20.0
 STEP_MS = 40.0
 ROUNDING_MS = 30.0
+FIRST_WORD_MS = 300.0  # a spoken word takes about this long: less of a sentence is none of it
 
 
 @attrs.define(eq=False)
@@ -250,4 +251,5 @@ def _heard_part(span: _Span, played_ms: float, share: float) -> str:
     if span.words:
         return " ".join(word.text for word in span.words if word.end_ms <= played_ms)
     words = span.text.split()
-    return " ".join(words[: int(len(words) * share)])
+    at_least = 1 if played_ms >= FIRST_WORD_MS else 0
+    return " ".join(words[: max(at_least, int(len(words) * share))])

@@ -225,10 +225,8 @@ class Session:
         self._opened_ms = self._clock.now_ms()
         self._tell("opened", -1, session_id=self.session_id)
         self._call_hook("session_opened")
-        tasks = self._context.tasks
-        tasks.spawn(self._read(line), "line")
-        assert self._context.watch is not None
-        tasks.spawn(self._context.watch.drive(self._listen(), "ears"), "ears")
+        self._context.spawn(self._read(line), "line")
+        self._context.spawn(self._listen(), "ears")
         self._timers = [
             self._clock.call_later_ms(self.options.max_session_ms, self._too_long),
             self._clock.call_later_ms(self.options.idle_timeout_ms, self._check_idle),

@@ -44,7 +44,7 @@ class Options:
     min_silence_ms: float = option(250.0, "quiet needed before speech has ended", at_least=0, at_most=5_000)
     preroll_ms: float = option(300.0, "audio that belongs to speech from before its start", at_least=0, at_most=2_000)
     release: float = option(
-        0.15, "a window is quiet below the threshold less this, in between it changes nothing", at_least=0, at_most=0.9
+        0.15, "how far below the threshold beginning speech may dip and still be the same", at_least=0, at_most=0.9
     )
 
 
@@ -111,10 +111,9 @@ class SpeechGate:
             if self._began_ms is None:
                 self._began_ms = start_ms
             return self._rise(end_ms)
-        if probability > options.threshold - options.release:
-            return [] if not self.speaking or self._quiet_ms is None else self._fall(end_ms)
         if not self.speaking:
-            self._began_ms, self._suspected = None, False
+            if probability < options.threshold - options.release:
+                self._began_ms, self._suspected = None, False
             return []
         if self._quiet_ms is None:
             self._quiet_ms = start_ms

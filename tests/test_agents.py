@@ -29,7 +29,8 @@ def answers(agent, text, history=()):
 
 
 def answer(text, history=(), **options):
-    return "".join(answers(RulesAgent(**options), text, history))
+    said = answers(RulesAgent(**options), text, history)
+    return "".join(part.text if isinstance(part, EndCall) else part for part in said)
 
 
 class TestEcho:

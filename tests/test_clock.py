@@ -76,18 +76,17 @@ class TestPoolWork:
         """The clock stands still while a thread works, though other tasks sleep."""
 
         async def main():
-            clock, release, napping = Clock(), threading.Event(), asyncio.Event()
+            clock, release = Clock(), threading.Event()
 
-            async def nap():
-                napping.set()
-                await clock.sleep_ms(1_000)
+            async def give_leave():
+                await asyncio.sleep(0)
+                release.set()
 
-            nap_task = asyncio.create_task(nap())
-            await napping.wait()
-            threading.Timer(0.05, release.set).start()
+            nap_task = asyncio.create_task(clock.sleep_ms(1_000))
+            leave = asyncio.create_task(give_leave())
             assert await asyncio.to_thread(release.wait, 30)
             worked_ms = clock.now_ms()
-            await nap_task
+            await asyncio.gather(leave, nap_task)
             return worked_ms, clock.now_ms()
 
         assert run_simulated(main()) == (0.0, pytest.approx(1_000.0))

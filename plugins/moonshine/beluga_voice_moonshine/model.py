@@ -63,7 +63,7 @@ class MoonshineModel:
         arch: Which architecture these weights are, a key of `ARCHITECTURES`.
 
     Raises:
-        ValueError: `arch` is not known.
+        ValueError: `arch` is not known, or another than "tiny" has no `model_dir`.
         FileNotFoundError: `model_dir` does not exist or lacks a file of that architecture.
 
     Example:
@@ -86,10 +86,7 @@ class MoonshineModel:
         if self._model_dir is not None:
             _check_files(self._model_dir, arch)
         self._lock = threading.Lock()
-        self._transcriber: Any = None
-        self._decode: _Decoder = _decode_native
-        self._in_use = 0
-        self._closed = False
+        self._loaded: _Loaded | None = None
 
     def load(self) -> None:
         """
@@ -98,10 +95,10 @@ class MoonshineModel:
         Raises:
             ModuleNotFoundError: `moonshine-voice` is not installed.
             FileNotFoundError: The installed `moonshine-voice` has no weights inside.
-            RuntimeError: The engine refused the weights, or the model was closed.
+            RuntimeError: The engine refused the weights.
         """
         with self._lock:
-            self._load()
+            self._get()
 
     def transcribe(self, samples: Samples) -> str:
         """
@@ -119,7 +116,8 @@ class MoonshineModel:
 
         Raises:
             ValueError: `samples` is not a one-dimensional array of floats.
-            RuntimeError: The engine failed, or the model was closed.
+            RuntimeError: The engine failed.
+            ModuleNotFoundError, FileNotFoundError: As for `load`.
         """
         if samples.ndim != 1 or samples.dtype.kind != "f":
             raise ValueError(
@@ -128,54 +126,63 @@ class MoonshineModel:
             )
         if len(samples) * 1000 < _MIN_AUDIO_MS * SAMPLE_RATE_HZ or np.abs(samples).max() < _SILENCE_PEAK:
             return ""
-        transcriber = self._enter()
+        with self._lock:
+            loaded = self._get()
+            loaded.in_use += 1
         try:
-            texts = [self._decode(transcriber, piece) for piece in _pieces(np.ascontiguousarray(samples, np.float32))]
+            pieces = _pieces(np.ascontiguousarray(samples, np.float32))
+            texts = [loaded.decode(loaded.transcriber, piece) for piece in pieces]
         finally:
-            self._leave()
+            with self._lock:
+                loaded.in_use -= 1
+                loaded.free_if_idle()
         text = " ".join(" ".join(texts).split())
         return text if any(character.isalnum() for character in text) else ""
 
     def close(self) -> None:
-        """Refuse new calls, and free the engine once those under way have returned. Never waits; may be repeated."""
+        """
+        Free the engine, once the calls under way have returned. Never waits; may be repeated.
+
+        The next call to `transcribe` loads it anew.
+        """
         with self._lock:
-            self._closed = True
-            self._free_if_idle()
+            loaded, self._loaded = self._loaded, None
+            if loaded is not None:
+                loaded.closed = True
+                loaded.free_if_idle()
 
-    def _enter(self) -> Any:
-        with self._lock:
-            self._load()
-            self._in_use += 1
-            return self._transcriber
+    def _get(self) -> _Loaded:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._in_use -= 1
-            self._free_if_idle()
-
-    def _free_if_idle(self) -> None:
-        if self._closed and self._in_use == 0 and self._transcriber is not None:
-            self._transcriber.close()
-            self._transcriber = None
-
-    def _load(self) -> None:
-        if self._closed:
-            raise RuntimeError("This MoonshineModel was closed. Make a new one.")
-        if self._transcriber is not None:
-            return
+    def _load(self) -> _Loaded:
         engine = _import_engine()
         model_dir = self._model_dir or _packaged_weights(engine)
         architecture = engine.string_to_model_arch(self._arch)
         # Its own voice activity detector adds ghost words and drops real ones: 10.6 % errors with it, 3.3 % without.
         options = {"vad_threshold": "0", "return_audio_data": "false"}
         try:
-            self._transcriber = engine.Transcriber(str(model_dir), architecture, options=options)
+            return _Loaded(engine.Transcriber(str(model_dir), architecture, options=options))
         except engine.MoonshineError as error:
             raise RuntimeError(
                 f"Moonshine could not load the {self._arch!r} weights in {model_dir}: {error} "
                 "Check that `arch` names the architecture of these files, and that they are whole."
             ) from error
-        self._decode = _decoder_for(self._transcriber)
+
+
+class _Loaded:
+    """The native transcriber, how to call it, and how many calls are inside."""
+
+    def __init__(self, transcriber: Any) -> None:
+        self.transcriber = transcriber
+        self.decode = _decoder_for(transcriber)
+        self.in_use = 0
+        self.closed = False
+
+    def free_if_idle(self) -> None:
+        if self.closed and self.in_use == 0:
+            self.transcriber.close()
 
 
 def _import_engine() -> Any:
