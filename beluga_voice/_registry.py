@@ -6,10 +6,8 @@ fails to load is kept aside with its error and never harms another.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
-from importlib import metadata, resources
 from types import ModuleType
 from typing import Any
 
@@ -124,7 +122,7 @@ class Registry:
             BrokenPluginError: the plugin of that name does not load.
         """
         distribution, _, bare = name.rpartition(":")
-        self._load_for(kind, bare)
+        self._load_for(kind, bare, distribution)
         held = self._providers[kind].get(bare, [])
         if distribution:
             held = [provider for provider in held if provider.distribution == distribution]
@@ -179,12 +177,12 @@ class Registry:
                 self._plugins[key] = plugin
         return self._plugins
 
-    def _load_for(self, kind: str, name: str) -> None:
+    def _load_for(self, kind: str, name: str, distribution: str) -> None:
         known = self._known()
         if "builtin" in known:
             self._load(known["builtin"])
         for plugin in list(known.values()):
-            if plugin.name == name:
+            if plugin.name == name or plugin.distribution == distribution:
                 self._load(plugin)
         if not self._providers[kind].get(name):
             self.plugins()
@@ -285,6 +283,8 @@ def _installed_plugins() -> list[Plugin]:
     plugins = []
     wanted = os.environ.get("BELUGA_VOICE_PLUGINS")
     allowed = None if wanted is None else {name.strip() for name in wanted.split(",") if name.strip()}
+    from importlib import metadata  # here, so that importing the package stays quick
+
     for entry in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda entry: entry.name):
         distribution = entry.dist.name if entry.dist else entry.value
         if allowed is None or entry.name in allowed or distribution == BUILTIN:
@@ -293,6 +293,9 @@ def _installed_plugins() -> list[Plugin]:
 
 
 def _known_distributions() -> dict[str, dict[str, str]]:
+    import json
+    from importlib import resources
+
     text = resources.files(__package__).joinpath("known_plugins.json").read_text("utf-8")
     listed: dict[str, dict[str, str]] = json.loads(text)
     return listed

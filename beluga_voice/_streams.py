@@ -20,10 +20,6 @@ __all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "stop"]
 T = TypeVar("T")
 
 
-def _one(_: object) -> float:
-    return 1.0
-
-
 class Channel(AsyncIterator[T], Generic[T]):
     """A bounded queue for one reader, with a fast lane.
 
@@ -32,7 +28,7 @@ class Channel(AsyncIterator[T], Generic[T]):
     `dropped` (items) and `dropped_weight`.
     """
 
-    def __init__(self, limit: float, weigh: Callable[[T], float] = _one) -> None:
+    def __init__(self, limit: float, weigh: Callable[[T], float] = lambda _: 1.0) -> None:
         self.limit = limit
         self.dropped = 0
         self.dropped_weight = 0.0
@@ -108,7 +104,8 @@ class Channel(AsyncIterator[T], Generic[T]):
             return
         self._items.append(item)
         self._load += self._weigh(item)
-        self._wake()
+        if self._reader is not None:
+            self._wake()
 
     def _wake(self) -> None:
         reader = self._reader

@@ -12,16 +12,17 @@ Sound is signed 16-bit little-endian mono unless an `AudioFormat` says otherwise
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-import soundfile
-import soxr
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 from .errors import AudioFileError, AudioFormatError
 
@@ -32,11 +33,13 @@ __all__ = [
     "PreRoll",
     "Rechunker",
     "Resampler",
+    "file_format",
     "read",
     "resample",
     "silence",
     "to_float",
     "to_pcm",
+    "writable_beside",
     "write",
 ]
 
@@ -141,7 +144,11 @@ class Resampler:
 
     def __init__(self, from_hz: int, to_hz: int, quality: str = "MQ") -> None:
         self.from_hz, self.to_hz = from_hz, to_hz
-        self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, "int16", quality)
+        self._stream = None
+        if from_hz != to_hz:
+            import soxr
+
+            self._stream = soxr.ResampleStream(from_hz, to_hz, 1, "int16", quality)
         self._odd = b""
 
     def feed(self, pcm: bytes, *, last: bool = False) -> bytes:
@@ -162,6 +169,8 @@ def resample(audio: Audio, sample_rate_hz: int) -> Audio:
     """The same sound at another rate; the same object when the rate is right already."""
     if audio.sample_rate_hz == sample_rate_hz:
         return audio
+    import soxr
+
     samples = soxr.resample(np.frombuffer(audio.pcm, "<i2"), audio.sample_rate_hz, sample_rate_hz)
     return Audio(samples.astype("<i2", copy=False).tobytes(), sample_rate_hz)
 
@@ -209,6 +218,8 @@ def read(path: str | os.PathLike[str], sample_rate_hz: int | None = None) -> Aud
     """
     name = os.fspath(path)
     blocks: list[NDArray[np.int16]] = []
+    import soundfile
+
     try:
         with open(name, "rb") as raw, soundfile.SoundFile(raw) as sound:
             rate = int(sound.samplerate)
@@ -237,7 +248,7 @@ def read(path: str | os.PathLike[str], sample_rate_hz: int | None = None) -> Aud
     return resample(audio, sample_rate_hz) if sample_rate_hz else audio
 
 
-def _mono_blocks(sound: soundfile.SoundFile) -> Iterator[NDArray[np.int16]]:
+def _mono_blocks(sound: SoundFile) -> Iterator[NDArray[np.int16]]:
     """Blocks of one second, channels averaged."""
     while True:
         block = sound.read(int(sound.samplerate), dtype="int16", always_2d=True)
@@ -252,6 +263,8 @@ def write(path: str | os.PathLike[str], audio: Audio) -> None:
     Raises:
         AudioFileError: the folder does not exist or is not writable, or the ending names no format.
     """
+    import soundfile
+
     name = os.fspath(path)
     ending = file_format(name)
     beside = writable_beside(name)
@@ -285,6 +298,8 @@ def writable_beside(name: str) -> str:
         raise AudioFileError(f"{name}: is a directory; name a file in it", path=name)
     folder = os.path.dirname(name) or "."
     try:
+        import tempfile
+
         handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(name)}.", suffix=".part")
     except OSError as error:
         raise AudioFileError(f"{name}: cannot be written ({error.strerror}); choose another place", path=name) from None

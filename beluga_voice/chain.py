@@ -37,7 +37,7 @@ from .frames import (
     TurnEnded,
 )
 
-__all__ = ["Chain", "FrameProcessor", "Stage", "each_frame", "processor"]
+__all__ = ["Chain", "FrameProcessor", "Stage", "each_frame", "processor", "use_for_functions"]
 
 Side = Literal["ears", "mouth", "either"]
 Process = Callable[[AsyncIterator[Frame], Context], AsyncIterator[Frame]]
@@ -228,11 +228,12 @@ class Chain:
         """Run the stages over `frames`; on leaving, every stage is closed, the last first."""
         watch = context.watch
         async with AsyncExitStack() as opened:
-            for at, stage in enumerate(self.stages):
+            for stage in self.stages:
                 frames = _closing(stage.process(frames, context), opened)
                 if watch is not None:
-                    reader = self.stages[at + 1].name if at + 1 < len(self.stages) else "session"
-                    frames = _closing(watch.between(stage.name, frames, reader), opened)
+                    last = stage is self.stages[-1]
+                    watched = watch.taken(stage.name, frames, "session") if last else watch.between(stage.name, frames)
+                    frames = _closing(watched, opened)
             yield frames
 
     def _placed(self) -> Iterator[Stage]:

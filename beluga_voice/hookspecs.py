@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pluggy
 
-__all__ = ["API", "GROUP", "hookimpl"]
+__all__ = ["API", "GROUP", "hookimpl", "hookspec"]
 
 GROUP = "beluga_voice"
 API = 1

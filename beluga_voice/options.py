@@ -14,7 +14,6 @@ beluga_voice.errors.OptionError: tts 'demo' has no option 'sped'; did you mean '
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -114,6 +113,8 @@ def build(options: type[T], given: Mapping[str, Any], owner: str) -> T:
 
 def nearest(word: str, known: typing.Iterable[str]) -> str | None:
     """The known word most like `word`, if any is like it at all."""
+    import difflib
+
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return found[0] if found else None
 

@@ -37,6 +37,7 @@ Listener = Callable[[SessionEvent], None]
 
 log = logging.getLogger("beluga_voice.session")
 DRIFT_MS = 0.02  # how fast the line's clock may run from ours, per frame: 1 ms a second at 20 ms frames
+SETTLED_MS = 100.0
 FINAL_STATES = (SessionState.DISCONNECTED, SessionState.ERROR)
 
 
@@ -225,7 +226,7 @@ class Session:
         self._opened_ms = self._clock.now_ms()
         self._tell("opened", -1, session_id=self.session_id)
         self._call_hook("session_opened")
-        self._context.spawn(self._read(line), "line")
+        self._context.tasks.spawn(self._read(line), "line")
         self._context.spawn(self._listen(), "ears")
         self._timers = [
             self._clock.call_later_ms(self.options.max_session_ms, self._too_long),
@@ -266,10 +267,7 @@ class Session:
         try:
             async for frame in frames:
                 if type(frame) is AudioIn:
-                    frame = AudioIn(frame.pcm, frame.sample_rate_hz, self._heard_ms)
-                    self._heard_ms = frame.end_ms
-                    late_ms = self._now_ms() - frame.end_ms
-                    self._offset_ms = min(late_ms, self._offset_ms + DRIFT_MS) if self._heard_ms > 100 else late_ms
+                    frame = self._placed(frame.pcm, frame.sample_rate_hz)
                 if live:
                     inbox.put_dropping(frame)
                 else:
@@ -284,6 +282,15 @@ class Session:
             close = getattr(frames, "aclose", None)
             if close is not None:
                 await close()
+
+    def _placed(self, pcm: bytes, rate_hz: int) -> AudioIn:
+        """Audio at its place on the line, by the running count; how far the line is behind the clock is noted."""
+        frame = AudioIn(pcm, rate_hz, self._heard_ms)
+        self._heard_ms += len(pcm) * 500.0 / rate_hz
+        late_ms = self._now_ms() - self._heard_ms
+        drifted_ms = self._offset_ms + DRIFT_MS
+        self._offset_ms = late_ms if late_ms < drifted_ms or self._heard_ms < SETTLED_MS else drifted_ms
+        return frame
 
     async def _listen(self) -> None:
         """Run the ears; if a stage crashes they are rebuilt, once."""

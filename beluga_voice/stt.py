@@ -34,6 +34,7 @@ from .frames import (
     Failed,
     Frame,
     SpeechEnded,
+    SpeechProbability,
     SpeechStarted,
     Transcript,
     TurnEnded,
@@ -382,6 +383,8 @@ async def _listen(
     try:
         async for frame in frames:
             yield frame
+            if type(frame) is SpeechProbability:
+                continue
             if isinstance(frame, AudioIn):
                 if capturing:
                     listener.put(Audio(frame.pcm, frame.sample_rate_hz))

@@ -19,7 +19,6 @@ from contextlib import aclosing
 from typing import Any, ClassVar, cast
 
 import attrs
-import sentencex
 
 from ._registry import Kind, Provider
 from ._streams import Channel, stop
@@ -132,13 +131,16 @@ class SentenceSplitter:
     """
 
     def __init__(self, language: str, longest: int = 300) -> None:
+        import sentencex  # here, so that importing the package stays quick
+
+        self._segment = sentencex.segment
         self._language, self._longest = language.split("-")[0], longest
         self._held = ""
 
     def feed(self, text: str) -> list[str]:
         """The sentences that `text` completes."""
         self._held += text
-        parts = list(sentencex.segment(self._language, self._held))
+        parts = list(self._segment(self._language, self._held))
         self._held = parts.pop() if parts else ""
         while len(self._held) > self._longest:
             cut = self._held.rfind(" ", 1, self._longest)

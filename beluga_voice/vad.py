@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, cast
@@ -156,7 +157,7 @@ def as_frame_processor(engine: VAD, **options: Any) -> Stage:
         gate = SpeechGate(engine.options)
         cut = Rechunker(window_samples)
         resampler: Resampler | None = None
-        origin_ms, windows, next_ms = -1.0, 0, -1.0
+        origin_ms, windows, next_ms = 0.0, 0, -math.inf
         try:
             async for frame in frames:
                 yield frame

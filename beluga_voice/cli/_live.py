@@ -55,13 +55,14 @@ class Display:
         self.state = "connected"
         self.user = self.agent = ""
         self.first_sound_ms: float | None = None
+        self.shows: dict[str, Callable[[SessionEvent], None]] = {}
         self._speech_end_ms: float | None = None
-        self._said = 0
+        self._finals: list[str] = []
 
     def on_event(self, event: SessionEvent) -> None:
         """Take one event of the session."""
-        show = getattr(self, f"_{event.name}", None)
         self._follow(event)
+        show = self.shows.get(event.name)
         if show is not None:
             show(event)
 
@@ -87,7 +88,14 @@ class Display:
             self.state = data["state"]
         elif event.name == "turn_started":
             self.user = self.agent = ""
+            self._finals = []
             self.first_sound_ms = self._speech_end_ms = None
+        elif event.name == "turn_reopened":
+            self.agent = ""
+        elif event.name == "transcript":
+            self.user = " ".join(filter(None, [*self._finals, data["text"]]))
+            if data["is_final"]:
+                self._finals.append(data["text"])
         elif event.name == "turn_ended":
             self._speech_end_ms = data["speech_end_ms"]
         elif event.name == "reply_text":
@@ -95,12 +103,26 @@ class Display:
         elif event.name == "reply_started" and self._speech_end_ms is not None and event.turn >= 0:
             self.first_sound_ms = event.at_ms - self._speech_end_ms
 
-    def _turn_reopened(self, event: SessionEvent) -> None:
-        self.agent = ""
-
 
 class Lines(Display):
     """One line for each thing that happens, without control codes."""
+
+    def __init__(self, console: Console, duration_ms: float) -> None:
+        super().__init__(console, duration_ms)
+        self._said = 0
+        self.shows = {
+            "state": self._state,
+            "transcript": self._transcript,
+            "turn_reopened": self._turn_reopened,
+            "reply_started": self._reply_started,
+            "reply_paused": lambda event: self._line(event.at_ms, "agent", "(paused: speech?)"),
+            "reply_resumed": lambda event: self._line(event.at_ms, "agent", "(goes on)"),
+            "interrupted": self._interrupted,
+            "reply_ended": self._reply_ended,
+            "turn_finished": self._turn_finished,
+            "error": self._error,
+            "warning": lambda event: self._line(event.at_ms, "warning", printable(event.data["message"])),
+        }
 
     def _line(self, at_ms: float, who: str, text: str) -> None:
         self.print(f"{at_ms / 1000:8.2f}  {who:<10}  {text}".rstrip())
@@ -114,7 +136,6 @@ class Lines(Display):
             self._line(event.at_ms, "caller" if event.data["is_final"] else "caller ...", text)
 
     def _turn_reopened(self, event: SessionEvent) -> None:
-        super()._turn_reopened(event)
         self._line(event.at_ms, "caller", "(speaks on: the turn goes on, the reply is taken back)")
 
     def _reply_started(self, event: SessionEvent) -> None:
@@ -122,12 +143,6 @@ class Lines(Display):
         self._tell_agent(event)
         if self.first_sound_ms is not None:
             self._line(event.at_ms, "", f"first sound {self.first_sound_ms:.0f} ms after the caller's last")
-
-    def _reply_paused(self, event: SessionEvent) -> None:
-        self._line(event.at_ms, "agent", "(paused: speech?)")
-
-    def _reply_resumed(self, event: SessionEvent) -> None:
-        self._line(event.at_ms, "agent", "(goes on)")
 
     def _interrupted(self, event: SessionEvent) -> None:
         self._line(event.at_ms, "agent", f"(interrupted; heard: {printable(event.data['heard_text']) or 'nothing'})")
@@ -148,9 +163,6 @@ class Lines(Display):
     def _error(self, event: SessionEvent) -> None:
         self._line(event.at_ms, "error", f"{printable(event.data['stage'])}: {printable(event.data['message'])}")
 
-    def _warning(self, event: SessionEvent) -> None:
-        self._line(event.at_ms, "warning", printable(event.data["message"]))
-
 
 class Screen(Display):
     """Finished turns scroll by; the turn under way, the state and a progress bar stay at the bottom."""
@@ -160,6 +172,12 @@ class Screen(Display):
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._position_ms = 0.0
         self._drawn_ms = 0.0
+        self.shows = {
+            "reply_ended": self._reply_ended,
+            "turn_finished": self._turn_finished,
+            "error": self._error,
+            "warning": self._warning,
+        }
         self._live.start()
 
     def refresh(self, position_ms: float) -> None:
@@ -179,11 +197,6 @@ class Screen(Display):
             self._live.stop()
         except OSError as error:
             self.failure = error
-
-    def _transcript(self, event: SessionEvent) -> None:
-        if not event.data["text"]:
-            return
-        self.user = event.data["text"]
 
     def _reply_ended(self, event: SessionEvent) -> None:
         if event.turn < 0 and self.agent:

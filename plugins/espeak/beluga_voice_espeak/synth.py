@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["SAMPLE_RATE_HZ", "SpokenWord", "Voice", "speak", "variants", "voices"]
+__all__ = ["SAMPLE_RATE_HZ", "SpokenWord", "Voice", "check_voice", "speak", "variants", "voices"]
 
 SAMPLE_RATE_HZ: Final = 22_050
 _BUFFER_MS: Final = 60
@@ -144,6 +144,20 @@ def variants() -> tuple[str, ...]:
     """
     with _lock:
         return _list_variants(_library())
+
+
+@functools.cache
+def check_voice(voice: str) -> None:
+    """
+    Make sure that `voice` can be spoken with. Loads the library if need be (32 ms).
+
+    Raises:
+        ValueError: The voice or its variant is not known; the message lists some that are.
+        ModuleNotFoundError: `espeakng-loader` is not installed.
+        RuntimeError: The library could not be loaded.
+    """
+    with _lock:
+        _set_voice(_library(), voice)
 
 
 class _EventId(ctypes.Union):

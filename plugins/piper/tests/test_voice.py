@@ -20,12 +20,13 @@ def model() -> PiperModel:
     return PiperModel()
 
 
-def lengths_ms(model: PiperModel, text: str) -> list[float]:
-    return [len(pcm) / 2 * 1000 / rate_hz for pcm, rate_hz in model.synthesize(text)]
+def lengths_ms(model: PiperModel, text: str, **options) -> list[float]:
+    return [len(pcm) / 2 * 1000 / rate_hz for pcm, rate_hz in model.synthesize(text, **options)]
 
 
-def peak(model: PiperModel, text: str) -> int:
-    return max(int(np.abs(np.frombuffer(pcm, "<i2").astype(np.int32)).max()) for pcm, _ in model.synthesize(text))
+def peak(model: PiperModel, text: str, **options) -> int:
+    pieces = [np.frombuffer(pcm, "<i2").astype(np.int32) for pcm, _ in model.synthesize(text, **options)]
+    return max(int(np.abs(piece).max()) for piece in pieces)
 
 
 def test_a_sentence_becomes_audible_speech_of_a_plausible_length(model):
@@ -117,16 +118,27 @@ def test_threads_at_once_each_get_their_own_sentences(model):
 
 def test_speed_and_volume_are_heard(model):
     text = "The quick brown fox jumps over the lazy dog."
-    assert sum(lengths_ms(PiperModel(speed=2.0), text)) < 0.7 * sum(lengths_ms(model, text))
-    assert peak(PiperModel(volume=0.25), text) < 0.3 * peak(model, text)
+    assert sum(lengths_ms(model, text, speed=2.0)) < 0.7 * sum(lengths_ms(model, text))
+    assert peak(model, text, volume=0.25) < 0.3 * peak(model, text)
 
 
 @pytest.mark.parametrize(
-    "options", [{"speed": 0}, {"speed": -1}, {"speed": float("nan")}, {"volume": 1.5}, {"volume": -0.1}]
+    "options",
+    [{"speed": 0}, {"speed": -1}, {"speed": float("nan")}, {"volume": 1.5}, {"volume": -0.1}, {"speaker_id": 1}],
 )
-def test_a_number_out_of_range_is_refused(options):
+def test_a_number_out_of_range_is_refused(model, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        PiperModel(**options)
+        next(model.synthesize("Yes.", **options))
+
+
+def test_a_voice_tells_how_many_speakers_it_has(model, tmp_path: Path):
+    assert model.speaker_count() == 1
+    (tmp_path / "many.onnx").touch()
+    (tmp_path / "many.onnx.json").write_text('{"num_speakers": 4}')
+    assert PiperModel(str(tmp_path / "many.onnx")).speaker_count() == 4
+    (tmp_path / "many.onnx.json").write_text("[]")
+    with pytest.raises(RuntimeError, match="does not describe a Piper voice"):
+        PiperModel(str(tmp_path / "many.onnx")).speaker_count()
 
 
 def test_after_close_it_speaks_again(model):

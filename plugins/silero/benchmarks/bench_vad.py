@@ -2,8 +2,8 @@
 
     python benchmarks/bench_vad.py
 
-Each live session asks for its next window as soon as it has the answer before, so all of them share each batch. Times are
-`time.process_time()` per window; both columns of a row are measured in turn, and the median of the runs is told.
+Each live session asks for its next window as soon as it has the answer before, so all of them share each batch. Times
+are `time.process_time()` per window; both columns of a row are measured in turn, and the median of the runs is told.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""The checks of the project: `nox` runs lint, typing and tests, each in an environment of its own.
+
+`nox -s tests -- -k chain` hands what follows "--" to pytest; `nox -s plugins` tests every plugin alone with the core;
+`nox -r` uses the environments of the last run again.
+"""
+
+from pathlib import Path
+
+import nox
+
+EMBEDDED = ("silero", "moonshine", "espeak", "piper")
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+nox.options.sessions = ["lint", "typing", "tests"]
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group; pip itself reads groups only from version 25.1."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and the usual mistakes, by ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Types of the core and of the embedded plugins, by mypy."""
+    session.install(".", *(f"./plugins/{name}" for name in EMBEDDED), *group("lint"))
+    session.run("mypy")
+    for name in EMBEDDED:
+        session.run("mypy", f"plugins/{name}/beluga_voice_{name}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test, with the core and the embedded plugins installed as a user installs them."""
+    session.install(".", *(f"./plugins/{name}" for name in EMBEDDED), *group("test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("plugin", sorted(path.parent.name for path in Path("plugins").glob("*/pyproject.toml")))
+def plugins(session: nox.Session, plugin: str) -> None:
+    """One plugin alone: it must not lean on another one being installed."""
+    session.install(".", f"./plugins/{plugin}", *group("test"))
+    session.run("pytest", f"plugins/{plugin}", *session.posargs)
