@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "local_now", "run_simulated", "wall_ms"]
+__all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "Timers", "local_now", "run_simulated", "wall_ms"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,33 @@ class Clock:
     def call_later_ms(self, delay_ms: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
         """Call `callback(*args)` from the loop after `delay_ms`; the handle's `cancel()` prevents it."""
         return asyncio.get_running_loop().call_later(max(delay_ms, 0.0) / 1000.0, callback, *args)
+
+
+class Timers:
+    """Named timers: setting one again replaces it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._handles: dict[str, asyncio.TimerHandle] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def set(self, name: str, delay_ms: float, callback: Callable[..., object], *args: object) -> None:
+        """Call `callback(*args)` once, `delay_ms` from now."""
+        self.cancel(name)
+        self._handles[name] = self._clock.call_later_ms(delay_ms, self._ring, name, callback, args)
+
+    def cancel(self, *names: str) -> None:
+        """Forget these timers; without names, all."""
+        for name in names or tuple(self._handles):
+            handle = self._handles.pop(name, None)
+            if handle is not None:
+                handle.cancel()
+
+    def _ring(self, name: str, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+        self._handles.pop(name, None)
+        callback(*args)
 
 
 def wall_ms() -> float:

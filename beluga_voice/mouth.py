@@ -1,87 +1,225 @@
-"""One reply: the mouth that makes it and the playout that speaks it."""
+"""The speaking side of a session: makes replies, one at a time, and sees out those that were stopped.
+
+It decides nothing about turns: the dialogue tells it to speak and to stop, and is told when a reply first sounds and when it
+is over.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Any
 
+from ._streams import Reaper
 from .barge_in import BargeIn
 from .chain import Chain
+from .clock import Timers
 from .engine import Context
+from .errors import AgentError
 from .events import Turn
-from .frames import AudioOut, Failed, Frame, TextDelta, ToolCalled, ToolReturned
+from .frames import (
+    AudioOut,
+    EndCall,
+    Failed,
+    Frame,
+    ReplyEnded,
+    ReplyStarted,
+    TextDelta,
+    ToolCalled,
+    ToolReturned,
+    TurnEnded,
+)
 from .playout import Playout
+from .reply import Reply
+from .settings import SessionOptions
+from .transport import Transport
 
-__all__ = ["Reply"]
+__all__ = ["Mouth"]
 
 
-class Reply:
-    """A reply under way: to a turn, or something to say of one's own accord.
+class Mouth:
+    """Speaks over one line.
 
     Args:
-        number: counts the session's replies; a reply that was cut is out of date, and what it still makes is dropped.
-        mouth: the stages that make it.
-        first: the frame they begin with.
-        turn: the turn it answers, if any.
-        playout: where its audio goes.
-        barge_in: what decides about interrupting it; None: nothing may.
-        on_frame: told of every frame of the mouth but later audio.
+        chain: the session's stages; those from the replying one on make the replies.
+        line: where they go.
+        context: what the stages share.
+        options: the session's limits.
+        now_ms: the session's time.
+        tell: announces an event: `tell(name, turn_index, **data)`.
+        on_sent: told when a reply's first audio goes to the line.
+        on_over: told when a reply was played to its end, or made no sound.
+        on_end_call: told when the agent wants to hang up.
+        on_stuck_full: told when more replies refuse to stop than are allowed.
+
+    Attributes:
+        reply: what is being said; None when nothing is.
     """
 
     def __init__(
         self,
-        number: int,
-        mouth: Chain,
-        first: Frame,
+        chain: Chain,
+        line: Transport,
+        context: Context,
+        options: SessionOptions,
         *,
-        turn: Turn | None,
-        playout: Playout,
-        barge_in: BargeIn | None,
-        on_frame: Callable[[Reply, Frame], None],
+        now_ms: Callable[[], float],
+        tell: Callable[..., None],
+        on_sent: Callable[[Reply], None],
+        on_over: Callable[[Reply], None],
+        on_end_call: Callable[[], None],
+        on_stuck_full: Callable[[], None],
     ) -> None:
-        self.number, self.turn, self.playout, self.barge_in = number, turn, playout, barge_in
-        self.text = ""
-        self.tools: list[ToolCalled | ToolReturned] = []
-        self.failed = self.cancelled = self.made_audio = False
-        self.fallback = False
-        self.tasks: list[asyncio.Task[None]] = []
-        self._mouth, self._first, self._on_frame = mouth, first, on_frame
+        self._stages = chain.split()[1]
+        self._voice = Chain._of(tuple(stage for stage in self._stages.stages if not stage.replies))
+        self._line, self._context, self._options = line, context, options
+        self._now_ms, self._tell, self._on_sent, self._on_over = now_ms, tell, on_sent, on_over
+        self._on_end_call, self._on_stuck_full = on_end_call, on_stuck_full
+        self._timers = Timers(context.clock)
+        self._count = 0
+        self.reaper = Reaper(options.cancel_grace_ms, options.max_stuck, self._stuck)
+        self.reply: Reply | None = None
 
-    async def make(self, context: Context) -> None:
-        """Run the mouth into the playout."""
+    # --- what the dialogue asks for ----------------------------------------------------------------------------------
 
-        async def beginning() -> AsyncIterator[Frame]:
-            yield self._first
+    def answer(self, turn: Turn) -> None:
+        """Have the agent answer a turn."""
+        reply = self._new(self._stages, TurnEnded(turn.ended_ms or 0.0, turn.source, text=turn.text), turn)
+        self._await_agent(reply)
+        self._begin(reply)
 
-        try:
-            async with self._mouth.process(beginning(), context) as frames:
-                async for frame in frames:
-                    if self.cancelled:
-                        context.counters["stale_frames_dropped"] += 1
-                        return
-                    if type(frame) is AudioOut:
-                        if not self.made_audio:
-                            self.made_audio = True
-                            self._on_frame(self, frame)
-                        await self.playout.add(frame)
-                    else:
-                        self._note(frame)
-        except Exception as error:
-            if not self.cancelled:
-                self._note(Failed(self._mouth.stages[0].name if self._mouth.stages else "mouth", error))
-        finally:
-            self.playout.finish()
+    def say(self, text: str, turn: Turn | None = None, *, interruptible: bool = True) -> Reply:
+        """Say `text` without asking the agent."""
+        reply = self._new(self._voice, TextDelta(text), turn, interruptible)
+        self._begin(reply)
+        return reply
 
-    def _note(self, frame: Frame) -> None:
+    def fall_back(self, turn: Turn) -> None:
+        """Say the fallback instead of an answer."""
+        self.say(self._options.fallback, turn).fallback = True
+
+    def relay(self, turn: Turn) -> None:
+        """Speak what comes by the ears (speech to speech) as the answer to a turn."""
+        reply = self._new(None, TextDelta(""), turn)
+        self._begin(reply)
+
+    def stop(self, reply: Reply) -> float:
+        """Stop sending and clear the line, then stop the mouth, waiting for nothing; how much was played, in ms."""
+        played_ms = reply.cut()
+        self._timers.cancel("agent")
+        if reply is self.reply:
+            self.reply = None
+        for task in reply.tasks:
+            self.reaper.take(task)
+        if self.reaper.full:
+            self._on_stuck_full()
+        return played_ms
+
+    # --- a reply's life ----------------------------------------------------------------------------------------------
+
+    def _new(self, stages: Chain | None, first: Frame, turn: Turn | None, interruptible: bool = True) -> Reply:
+        self._count += 1
+        playout = Playout(
+            self._line,
+            self._context.clock,
+            send_lead_ms=self._options.send_lead_ms,
+            limit_ms=self._options.max_reply_audio_ms,
+            on_first_sent=lambda: self._first_sent(reply),
+        )
+        barge_in = BargeIn(self._options.barge_in) if interruptible and self._options.barge_in.enabled else None
+        reply = Reply(
+            self._count, stages, first, turn=turn, playout=playout, barge_in=barge_in, on_frame=self._reply_frame
+        )
+        self.reply = reply
+        return reply
+
+    def _begin(self, reply: Reply) -> None:
+        if reply.made_here:
+            reply.tasks.append(self._context.spawn(self._make(reply), f"reply {reply.number}"))
+        reply.tasks.append(self._context.spawn(self._play(reply), f"playout {reply.number}"))
+
+    async def _make(self, reply: Reply) -> None:
+        if len(self.reaper):
+            await self.reaper.settle()
+        await reply.make(self._context)
+
+    async def _play(self, reply: Reply) -> None:
+        await reply.playout.run()
+        if reply is self.reply:
+            self._over(reply)
+
+    def _first_sent(self, reply: Reply) -> None:
+        if reply.turn is not None and reply.turn.sent_ms is None:
+            reply.turn.sent_ms = self._now_ms()
+        self._on_sent(reply)
+        self._context.emit(ReplyStarted(reply.number))
+
+    def _over(self, reply: Reply) -> None:
+        """All of it was played, or there was nothing to play."""
+        self._timers.cancel("agent")
+        if reply.turn is not None and reply.failed and not reply.fallback and self._options.fallback:
+            self.fall_back(reply.turn)
+            return
+        self.reply = None
+        self._on_over(reply)
+
+    def _reply_frame(self, reply: Reply, frame: Frame) -> None:
+        """A reply's text, first audio, tools and failures: noted in its turn, and told."""
+        turn, now_ms = reply.turn, self._now_ms()
+        index = turn.index if turn is not None else -1
         if isinstance(frame, TextDelta):
-            self.text += frame.text
-        elif isinstance(frame, (ToolCalled, ToolReturned)):
-            self.tools.append(frame)
+            if turn is not None and turn.words_ms is None:
+                turn.words_ms = now_ms
+            self._tell("reply_text", index, reply=reply.number, text=frame.text)
+        elif isinstance(frame, AudioOut):
+            if turn is not None and turn.audio_ms is None:
+                turn.audio_ms = now_ms
+            self._tell("reply_audio", index, reply=reply.number)
+        elif isinstance(frame, EndCall):
+            self._on_end_call()
         elif isinstance(frame, Failed):
-            self.failed = True
-        self._on_frame(self, frame)
+            self._tell("error", index, stage=frame.stage, message=str(frame.error), error=frame.error)
+        elif isinstance(frame, (ToolCalled, ToolReturned)):
+            self._tell("tool", index, tool=frame)
+        if "agent" in self._timers and reply is self.reply:
+            self._await_agent(reply)
 
-    def cut(self) -> float:
-        """Stop speaking, now; how much was played, in ms. The mouth is still to be stopped."""
-        self.cancelled = True
-        return self.playout.cut()
+    # --- an agent that gives nothing ---------------------------------------------------------------------------------
+
+    def _await_agent(self, reply: Reply) -> None:
+        self._timers.set("agent", self._options.agent_timeout_ms, self._agent_late, reply)
+
+    def _agent_late(self, reply: Reply) -> None:
+        """No words, tools or audio for too long: once all is played, give the agent up."""
+        if reply is not self.reply:
+            return
+        if reply.playout.finished or reply.playout.held_ms > 0:
+            self._await_agent(reply)
+            return
+        index = reply.turn.index if reply.turn else -1
+        error = AgentError(f"the agent gave nothing for {self._options.agent_timeout_ms:g} ms; expected words sooner")
+        self._tell("error", index, stage="agent", message=str(error), error=error)
+        self.stop(reply)
+        reply.failed = True
+        self._over(reply)
+
+    def _stuck(self, name: str) -> None:
+        self._context.counters["stuck"] += 1
+        names = ", ".join(self._context.tasks.cancelling()) or name
+        self._tell("warning", -1, message=f"{names} did not stop within {self._options.cancel_grace_ms:g} ms")
+
+    # --- replies that come by the ears (speech to speech) ------------------------------------------------------------
+
+    def relayed(self, frame: Any) -> None:
+        """One frame of such a reply; what belongs to none any more is dropped and counted."""
+        reply = self.reply
+        if reply is None or reply.made_here:
+            self._context.counters["stale_frames_dropped"] += 1
+        elif isinstance(frame, ReplyEnded):
+            reply.playout.finish()
+        elif isinstance(frame, AudioOut):
+            if not reply.made_audio:
+                reply.made_audio = True
+                self._reply_frame(reply, frame)
+            reply.playout.add_now(frame)
+        else:
+            reply.note(frame)

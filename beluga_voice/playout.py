@@ -125,6 +125,11 @@ class Playout:
         return self._paused
 
     @property
+    def finished(self) -> bool:
+        """True when no more audio will be added."""
+        return self._finished
+
+    @property
     def started(self) -> bool:
         """True once audio was sent."""
         return self._base_ms is not None

@@ -243,8 +243,8 @@ class Session:
         self._dialogue.stop()
         self._context.inbox.close()
         stuck = await self._context.aclose(self.options.cancel_grace_ms)
-        if len(self._dialogue.reaper) or stuck:
-            stuck = await self._dialogue.reaper.aclose(self.options.close_timeout_ms)
+        if len(self._dialogue.mouth.reaper) or stuck:
+            stuck = await self._dialogue.mouth.reaper.aclose(self.options.close_timeout_ms)
             stuck += await self._context.tasks.aclose(self.options.close_timeout_ms)
         if stuck:
             log.warning("session %s closed with tasks that do not stop: %s", self.session_id, ", ".join(stuck))

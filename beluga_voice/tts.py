@@ -126,8 +126,8 @@ class SentenceSplitter:
     characters is cut at a space, so that speech can begin.
 
     >>> split = SentenceSplitter("en")
-    >>> split.feed("Dr. Who is in. Ask"), split.feed(" him!"), split.rest()
-    (['Dr. Who is in.'], [], 'Ask him!')
+    >>> split.feed("Dr. Smith is in. Ask"), split.feed(" him!"), split.rest()
+    (['Dr. Smith is in.'], [], 'Ask him!')
     """
 
     def __init__(self, language: str, longest: int = 300) -> None:

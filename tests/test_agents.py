@@ -74,7 +74,9 @@ class TestSums:
         """Sums in words, digits and signs are answered in a sentence that reads well aloud."""
         assert answer(asked) == said
 
-    @pytest.mark.parametrize("asked", ["two three", "I have 2 plus points", "2 plus", "plus two", "one two three times 4", "5"])
+    @pytest.mark.parametrize(
+        "asked", ["two three", "I have 2 plus points", "2 plus", "plus two", "one two three times 4", "5"]
+    )
     def test_what_is_no_sum_is_not_guessed_at(self, asked):
         """Words with numbers in them that are no sum are echoed."""
         assert answer(asked) == f"You said: {asked}"
@@ -104,10 +106,10 @@ class TestSums:
 
 
 SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 def words_of(value: int) -> str:
@@ -191,7 +193,9 @@ class TestCounting:
 
 
 class TestConversation:
-    @pytest.mark.parametrize("asked", ["Goodbye!", "ok bye", "Bye bye.", "Please hang up", "good bye then", "end the call"])
+    @pytest.mark.parametrize(
+        "asked", ["Goodbye!", "ok bye", "Bye bye.", "Please hang up", "good bye then", "end the call"]
+    )
     def test_goodbye_ends_the_call(self, asked):
         """A goodbye is answered, and the call ends."""
         assert answers(RulesAgent(), asked) == [EndCall("Goodbye.")]
@@ -223,10 +227,11 @@ class TestConversation:
             RulesAgent(answers=own)
 
 
-fragments = st.sampled_from(
-    "count to from down repeat after me say that again what is time date plus minus times divided by point hundred and 1 2 0.5 "
-    "1,000 zero two twenty million + - / × . , ? ! ' a goodbye".split(" ")
+PHRASES = (
+    "count to from down repeat after me say that again what is time date plus minus times divided by point hundred and "
+    "1 2 0.5 1,000 zero two twenty million + - / × . , ? ! ' a goodbye"
 )
+fragments = st.sampled_from(PHRASES.split(" "))
 
 
 class TestAnyText:

@@ -88,13 +88,12 @@ class TestOrder:
     @given(st.lists(st.sampled_from(sorted(MAKE)), max_size=8))
     def test_is_accepted_exactly_when_it_can_work(self, kinds):
         """A random row of stages is built if and only if every stage can work where it stands."""
-        try:
-            chain = Chain(*(MAKE[kind]() for kind in kinds))
-        except ChainError as error:
-            assert not legal(kinds), error
+        stages = [MAKE[kind]() for kind in kinds]
+        if legal(kinds):
+            assert len(Chain(*stages).stages) == len(kinds)
         else:
-            assert legal(kinds)
-            assert len(chain.stages) == len(kinds)
+            with pytest.raises(ChainError):
+                Chain(*stages)
 
     def test_of_a_whole_agent_has_two_forms(self):
         """Of all orders of the five kinds, those with the recogniser before or after the turn detector are legal."""
@@ -117,7 +116,10 @@ class TestOrder:
                 "stage 0 (turn) needs SpeechEnded, which nothing before it makes. Move stage 1 (vad) before it.",
             ),
             (["vad", "vad"], "stage 1 (vad) is a second vad; stage 0 is one already. Keep one"),
-            (["vad", "turn", "stt", "agent", "gain"], "stage 4 (gain) listens to the caller, but stands after stage 3 (agent)"),
+            (
+                ["vad", "turn", "stt", "agent", "gain"],
+                "stage 4 (gain) listens to the caller, but stands after stage 3 (agent)",
+            ),
             (["quieter"], "stage 0 (quieter) works on the reply, but stands before any stage that replies"),
             (["vad", "turn", "stt", "tts"], "needs TextDelta, which nothing before it makes. Put agent before it."),
         ],
@@ -132,16 +134,16 @@ class TestOrder:
     @pytest.mark.parametrize("thing", [3, "vad", None, EnergyVAD])
     def test_what_is_no_stage_is_refused(self, thing):
         """A class or a value in a chain is answered with what belongs there."""
-        with pytest.raises(TypeError, match="is no stage; expected|write EnergyVAD"):
+        with pytest.raises(TypeError, match=r"is no stage; expected|write EnergyVAD\(\.\.\.\)"):
             Chain(thing)
 
     def test_a_plain_function_is_refused(self):
         """A function that is not async would block every caller."""
+
+        def blocking(text, history):
+            return text
+
         with pytest.raises(TypeError, match=r"write `async def blocking\(text, history\)`"):
-
-            def blocking(text, history):
-                return text
-
             Chain(EnergyVAD(), SilenceTurn(), Words(), blocking)
 
     def test_a_partial_of_an_async_function_is_an_agent(self):
@@ -196,7 +198,9 @@ class TestEachFrame:
         def drop(frame):
             return []
 
-        assert run_simulated(run(Chain(drop), TextDelta("a"), AudioOut(b"", 8_000), TextIn("b"))) == [AudioOut(b"", 8_000)]
+        assert run_simulated(run(Chain(drop), TextDelta("a"), AudioOut(b"", 8_000), TextIn("b"))) == [
+            AudioOut(b"", 8_000)
+        ]
 
     @given(st.lists(st.integers(0, 3), max_size=20))
     def test_keeps_the_order(self, copies):
@@ -250,6 +254,13 @@ class TestClosing:
         assert {closer for _, closer in closed} == {task}
         return [name for name, _ in closed]
 
+    async def consume(self, chain, at_most=1_000):
+        async with Context() as context, chain.process(endless(), context) as frames:
+            async for _ in frames:
+                at_most -= 1
+                if not at_most:
+                    break
+
     @pytest.mark.parametrize("leave", ["break", "raise"])
     def test_stopping_early_closes_the_last_stage_first(self, leave):
         """A consumer that leaves, whichever way, has every stage closed in its own task before it goes on."""
@@ -300,9 +311,7 @@ class TestClosing:
         async def main():
             chain = Chain(recorder("a", closed), recorder("b", closed, fails=True), recorder("c", closed))
             with pytest.raises(ValueError, match="b failed"):
-                async with Context() as context, chain.process(endless(), context) as frames:
-                    async for _ in frames:
-                        pass
+                await self.consume(chain)
             assert sorted(self.closed_names(closed, asyncio.current_task())) == ["a", "b", "c"]
 
         run_simulated(main())
@@ -314,9 +323,7 @@ class TestClosing:
         async def main():
             chain = Chain(recorder("a", closed), recorder("b", closed, cleanup_fails=True), recorder("c", closed))
             with pytest.raises(OSError, match="b cannot close"):
-                async with Context() as context, chain.process(endless(), context) as frames:
-                    async for _ in frames:
-                        break
+                await self.consume(chain, at_most=1)
             assert self.closed_names(closed, asyncio.current_task()) == ["c", "b", "a"]
 
         run_simulated(main())

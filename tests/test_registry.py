@@ -243,7 +243,7 @@ class TestOptions:
 
     def test_are_checked_before_anything_is_made(self):
         """A wrong option is refused with the provider's name."""
-        with pytest.raises(OptionError, match="vad 'own' has no option 'treshold'; did you mean 'threshold'?"):
+        with pytest.raises(OptionError, match=r"vad 'own' has no option 'treshold'; did you mean 'threshold'\?"):
             self.registry().new("vad", "own", {"treshold": 1})
 
     def test_only_those_given_reach_the_factory(self):
@@ -307,7 +307,13 @@ class TestInstalled:
     @pytest.mark.usefixtures("installed")
     @pytest.mark.parametrize(
         ("wanted", "found"),
-        [(None, {"acme", "zeta"}), ("acme", {"acme"}), (" zeta , acme", {"acme", "zeta"}), ("", set()), ("none", set())],
+        [
+            (None, {"acme", "zeta"}),
+            ("acme", {"acme"}),
+            (" zeta , acme", {"acme", "zeta"}),
+            ("", set()),
+            ("none", set()),
+        ],
     )
     def test_the_environment_restricts_what_is_loaded(self, monkeypatch, wanted, found):
         """`BELUGA_VOICE_PLUGINS` names what may be loaded; empty leaves only what ships inside."""

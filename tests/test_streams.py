@@ -297,7 +297,9 @@ class TestWorkPool:
 
         async def main():
             pool = WorkPool(2, "model")
-            assert await asyncio.gather(*(pool.run(pow, base, exp=2) for base in range(20))) == [n * n for n in range(20)]
+            assert await asyncio.gather(*(pool.run(pow, base, exp=2) for base in range(20))) == [
+                n * n for n in range(20)
+            ]
             with pytest.raises(ZeroDivisionError):
                 await pool.run(divmod, 1, 0)
             await pool.aclose()

@@ -1,5 +1,7 @@
 """Voice activity: from windows of sound to speech that begins and ends."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +20,9 @@ WINDOW_MS = 32.0
 
 probabilities = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.45, 0.5, 0.9, 1.0]), max_size=120)
 times_ms = st.sampled_from([0, 32, 64, 100, 250])
-any_options = st.builds(Options, min_speech_ms=times_ms, suspect_ms=times_ms, min_silence_ms=times_ms, preroll_ms=times_ms)
+any_options = st.builds(
+    Options, min_speech_ms=times_ms, suspect_ms=times_ms, min_silence_ms=times_ms, preroll_ms=times_ms
+)
 
 
 def gate_out(options, probabilities):
@@ -92,7 +96,7 @@ class TestSpeechGate:
         assert gate_out(options, speech + pause + [0.0])[1][-1] == SpeechEnded(192, 96)
 
     def test_wavering_does_not_undo_a_beginning(self):
-        """Between threshold and release a beginning stays one, and counts when speech goes on; below, it is forgotten."""
+        """Between threshold and release a beginning stays one, and counts when speech goes on; below, it does not."""
         options = Options(min_speech_ms=96, suspect_ms=1_000, release=0.15)
         assert gate_out(options, [0.9, 0.4, 0.9])[1] == [SpeechStarted(96, 0, 0)]
         assert gate_out(options, [0.9, 0.3, 0.9])[1] == []
@@ -153,7 +157,7 @@ class TestStage:
         """The VAD hears every sample once, in its own window size, placed by count."""
         samples = np.arange(sum(lengths), dtype="<i2")
         edges = np.cumsum([0, *lengths])
-        pieces = [samples[start:end].tobytes() for start, end in zip(edges, edges[1:], strict=False)]
+        pieces = [samples[start:end].tobytes() for start, end in pairwise(edges)]
         engine = Scripted()
         out = heard(engine, line(*pieces))
         whole = len(samples) // 512

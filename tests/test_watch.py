@@ -37,7 +37,7 @@ async def waiting(frames, context):
 async def holding_after_a_wait(frames, context):
     async for frame in frames:
         await asyncio.sleep(0)
-        time.sleep(HOLD_S)
+        time.sleep(HOLD_S)  # noqa: ASYNC251
         yield frame
 
 
@@ -90,7 +90,7 @@ class TestLoopWatch:
 
         async def work():
             await asyncio.sleep(0)
-            time.sleep(HOLD_S)
+            time.sleep(HOLD_S)  # noqa: ASYNC251
             return "done"
 
         async def main():

@@ -80,7 +80,7 @@ class RulesOptions:
     """Options of the rules agent."""
 
     timezone: str = option("", 'IANA name like "Europe/Berlin" of the time it tells; empty: the machine\'s own')
-    answers: dict[str, str] = option(  # noqa: RUF009
+    answers: dict[str, str] = option(
         attrs.Factory(dict), "its own answers by regular expression, searched in the caller's lower-case words"
     )
 

@@ -254,15 +254,15 @@ def latencies(record: TurnRecord) -> str:
 
 def turns_table(records: Sequence[TurnRecord], width: int) -> Table:
     """Every turn with its latencies in ms, and their medians."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
-    texts = max(10, (width - 49) // 2)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
+    texts = max(10, (width - 40) // 2)
     table.add_column("#", justify="right", style=FAINT)
     table.add_column("caller", "median, ms", style=CALLER, no_wrap=True, overflow="ellipsis", width=texts)
     table.add_column("reply, as heard", style=AGENT, no_wrap=True, overflow="ellipsis", width=texts)
     for title, key in (*PARTS, ("e2e", "e2e_latency_ms")):
         values = [value for record in records if (value := getattr(record, key)) is not None]
         heading = "end" if title == "turn end" else title
-        table.add_column(heading, _number(statistics.median(values) if values else None), justify="right", no_wrap=True)
+        table.add_column(heading, _number(statistics.median(values) if values else None), justify="right", no_wrap=True, min_width=5)
     table.add_column("cut", str(sum(record.interrupted for record in records) or ""), style="yellow", no_wrap=True)
     for record in records:
         table.add_row(

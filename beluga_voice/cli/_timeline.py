@@ -21,7 +21,7 @@ BIN_MS = 25.0  # one pixel
 ROW_MS = 30_000.0
 LEFT, RIGHT, TOP, ROW_GAP, LEGEND = 92, 20, 64, 26, 52
 NARROWEST = 760
-CHAR_PX = 6.1  # of 11 px sans-serif, on the wide side
+CHAR_PX, STRONG_PX = 6.1, 7.0  # a character of 11 px sans-serif, on the wide side, and of its bold
 LANES = (
     ("axis", 18, ""),
     ("turns", 26, "turn"),
@@ -231,10 +231,10 @@ class _Row:
 
     def _bar(self, lane: str, style: str, span: Span, tip: str, *, thin: bool = False) -> Iterator[str]:
         y, height = self.top + TOPS[lane] + 3, HEIGHTS[lane] - 6
-        if thin:
-            y, height = y + height - 4, 4
         for x, width in self._cut(span):
-            shown = max(width, 3.0)
+            shown = max(width, 2.0 if thin else 3.0)
+            if thin and width > 3:
+                y, height = y + height - 4, 4
             self.taken[lane].append((x, x + shown))
             yield (
                 f'<rect class="{style}" x="{x:.1f}" y="{y:.0f}" width="{shown:.1f}" height="{height}" rx="2">{_tip(tip)}</rect>'
@@ -276,13 +276,13 @@ class _Row:
                 yield f'<rect class="badge" x="{x - 8:.1f}" y="{y - 11:.0f}" width="{2 * half}" height="15" rx="7.5"/>'
                 yield _text(x - 8 + half, y, number, "number", anchor="middle")
                 self.taken["turns"].append((x - 10, x - 8 + 2 * half + 2))
+        for at_ms in (at_ms for turn in found.turns for at_ms in turn.reopened_ms):
+            if self._holds(at_ms):
+                yield from self._place("turns", self._x(at_ms) - 30, y, "speaks on", "")
         for turn in found.turns:
             if turn.sent_ms is not None and turn.speech_end_ms is not None and self._holds(turn.speech_end_ms):
                 middle = (self._x(turn.speech_end_ms) + self._x(turn.sent_ms)) / 2
                 yield from self._place("turns", middle, y, f"{turn.sent_ms - turn.speech_end_ms:.0f} ms", "wait-text")
-            for at_ms in turn.reopened_ms:
-                if self._holds(at_ms):
-                    yield from self._place("turns", self._x(at_ms) + 30, y, "speaks on", "")
         for one in found.faults:
             if self._holds(one.start_ms):
                 yield from self._beside("turns", self._x(one.start_ms) + 10, y, printable(one.text), "fault-text")
@@ -303,14 +303,14 @@ class _Row:
         y = self.top + TOPS[lane] + HEIGHTS[lane] / 2 + 4
         x = max(self._x(span.end_ms), self._x(max(span.start_ms, self.from_ms)) + 3) + 4
         room = self._room(lane, x)
-        if len(latency) * CHAR_PX > room:
+        taken = len(latency) * STRONG_PX
+        if taken > room:
             return
         yield _text(x, y, latency, "strong")
-        told = _fit(printable(said), room - (len(latency) + 2) * CHAR_PX)
-        taken = len(latency) * CHAR_PX
+        told = _fit(printable(said), room - taken - 6)
         if len(told) > 3 or told == said:
-            yield _text(x + taken + 8, y, told)
-            taken += 8 + len(told) * CHAR_PX
+            yield _text(x + taken + 6, y, told)
+            taken += 6 + len(told) * CHAR_PX
         self.taken[lane].append((x, x + taken))
 
     def _beside(self, lane: str, x: float, y: float, text: str, style: str) -> Iterator[str]:
@@ -321,7 +321,7 @@ class _Row:
 
     def _place(self, lane: str, middle: float, y: float, text: str, style: str) -> Iterator[str]:
         """Text around `middle`, moved right of what is there already; left out where it would hit the next."""
-        half = len(text) * CHAR_PX / 2
+        half = len(text) * STRONG_PX / 2
         for start, end in sorted(self.taken[lane]):
             if start < middle + half and end > middle - half:
                 middle = end + half + 2

@@ -2,6 +2,7 @@
 
 No microphone, key or network. A whole conversation in simulated time:
 
+>>> from beluga_voice import tts, turn
 >>> async def reply(text, history):
 ...     return f"You said {text}."
 >>> call = hold(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -52,8 +53,8 @@ class PiperTTS(TTS):
     """Piper on the CPU: natural, sentence by sentence, one voice in memory for all sessions.
 
     The voice is loaded when the engine is entered (a session does so), else at the first call: 1 s, in a thread. One
-    sentence at a time is made, in a thread, and given away whole. One that has begun cannot be stopped: closing the stream
-    ends the wait at once, the thread runs out and its sound is dropped.
+    sentence at a time is made, in a thread, and given away whole. One that has begun cannot be stopped: cancelling ends
+    the wait at once, the thread runs out and its sound is dropped.
 
     Copies made by `with_options` share voice and thread, freed when the last copy that used them is closed. A copy with
     another `voice_path` has its own (120 MB).
@@ -130,14 +131,14 @@ class PiperTTS(TTS):
                 untold = ""
 
     async def aclose(self) -> None:
-        """Wait for the sentence under way, end the thread and free the voice, unless a copy of this engine uses them."""
+        """Wait for the sentence under way, end the thread, free the voice, unless a copy of this engine uses them."""
         self._in_use.discard(self)
         if self._in_use:
             return
         try:
             await self.pool.aclose()
         finally:
-            self._model.close()
+            await asyncio.to_thread(self._model.close)  # 50 ms
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         self._in_use.add(self)

@@ -108,7 +108,7 @@ class PiperModel:
         if not 0 <= volume <= 1:
             raise ValueError(f"volume is {volume}; expected 0 to 1, where 1 is already full range.")
         if speaker_id is not None and not 0 <= speaker_id < (count := self.speaker_count()):
-            raise ValueError(f"speaker_id is {speaker_id}; expected 0 to {count - 1}: this voice has {count} speaker(s).")
+            raise ValueError(f"speaker_id is {speaker_id}; this voice has {count} speaker(s), numbered from 0.")
         for part in _parts(_UNSPEAKABLE.sub(" ", text).replace("[[", "[ [")):
             with self._lock:
                 voice = self._get()

@@ -126,7 +126,6 @@ class Batcher:
                 _deliver(batch, answers)
 
     async def _answer_pooled(self, queue: _Queue, pool: WorkPool) -> None:
-        batch: list[Asked] = []
         try:
             while queue.waiting:
                 batch = queue.take(len(queue.waiting))
@@ -139,9 +138,6 @@ class Batcher:
                         _deliver(batch, answers)
         finally:
             queue.answering = False
-            # Only a loop that shuts down gets here with windows left: their waiters must not hang.
-            for _, _, future in (*batch, *queue.waiting):
-                future.cancel()
 
     def _compute(self, batch: list[Asked]) -> list[float]:
         samples = np.frombuffer(b"".join([window for window, _, _ in batch]), "<i2").astype(np.float32)
