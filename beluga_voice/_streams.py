@@ -224,7 +224,7 @@ class Reaper:
 
     def take(self, task: asyncio.Task[Any]) -> None:
         """Cancel `task` and see it out."""
-        if task.done():
+        if task.done() or task in self._tasks:
             return
         task.cancel()
         timer = asyncio.get_running_loop().call_later(self.grace_ms / 1000.0, self._late, task)

@@ -75,7 +75,8 @@ class TestSums:
         assert answer(asked) == said
 
     @pytest.mark.parametrize(
-        "asked", ["two three", "I have 2 plus points", "2 plus", "plus two", "one two three times 4", "5"]
+        "asked",
+        ["two three", "I have 2 plus points", "2 plus", "plus two", "twenty twelve plus 1", "two three times 4", "5"],
     )
     def test_what_is_no_sum_is_not_guessed_at(self, asked):
         """Words with numbers in them that are no sum are echoed."""

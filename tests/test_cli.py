@@ -35,7 +35,7 @@ class Deaf(stt.STT):
 
 class Dumb(tts.TTS):
     async def synthesize(self, text):
-        raise RuntimeError("no voice")
+        raise RuntimeError("no\\nvoice")
 
 class Mute(tts.TTS):
     async def synthesize(self, text):
@@ -143,9 +143,10 @@ def test_a_wrong_command_line_is_one_line(args, words, run):
     assert words in refused(run(*args))
 
 
-def test_a_reader_that_goes_away_ends_it_quietly():
+@pytest.mark.parametrize("args", [["--help"], ["providers"], ["providers", "--json"]])
+def test_a_reader_that_goes_away_ends_it_quietly(args):
     with subprocess.Popen(
-        [sys.executable, "-m", "beluga_voice", "providers", "--json"],
+        [sys.executable, "-m", "beluga_voice", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -200,6 +201,7 @@ def test_say_takes_a_voice(run, folder):
     ],
 )
 def test_say_refuses_what_it_cannot_write(text, output, words, run, folder):
+    config(folder, tts="cli_app:Dumb")  # which would complain if it were asked
     (folder / "folder.wav").mkdir()
     assert words in refused(run("say", text, "-o", output, "--config", "call.toml"))
     assert [name for name in os.listdir() if "x." in name] == []
@@ -402,4 +404,5 @@ def test_the_table_fits_80_columns_and_tells_reasons_below(tmp_path):
     out = listing(tmp_path)
     assert max(map(len, out.splitlines())) <= 80
     assert "energy" in out
+    assert any(line.startswith("?") and line.rstrip().endswith("broken") for line in out.splitlines())
     assert "OSError: x x" in out

@@ -234,6 +234,7 @@ WRONG = {
     "option type": ("[turn]\nsilence_ms = 'long'", 2, ["'silence_ms'", "'long'", "float"]),
     "option range": ("[vad]\nprovider = 'energy'\nthreshold = 7", 3, ["'threshold' is 7", "0.01 to 0.99"]),
     "huge number": ("[turn]\nsilence_ms = 1" + "0" * 400, None, ["turn"]),
+    "huge limit": ("[session]\nmax_turn_ms = 1" + "0" * 400, None, ["[session]"]),
     "session key": ("[session]\nagent_timeout_m = 3", 2, ["Did you mean 'agent_timeout_ms'?", "max_sessions"]),
     "session type": ("[session]\n\nmax_sessions = 'x'", 3, ["'max_sessions'", "expected int"]),
     "session range": ("[session]\nmax_sessions = 0", 2, ["'max_sessions' is 0", "at least 1"]),

@@ -249,7 +249,9 @@ class TestReaper:
             task = asyncio.create_task(stubborn(0), name="done")
             await task
             reaper.take(task)
-            reaper.take(asyncio.create_task(asyncio.sleep(1_000), name="quick"))
+            quick = asyncio.create_task(asyncio.sleep(1_000), name="quick")
+            reaper.take(quick)
+            reaper.take(quick)
             await reaper.settle()
             assert len(reaper) == 0
             assert await reaper.aclose(100) == []

@@ -87,9 +87,9 @@ class TestHold:
 
     def test_does_not_last_for_ever(self):
         """A noise that never becomes speech holds the end no longer than `max_hold_ms`."""
-        noise = windows((640, 1.0), (160, 0.0)) + windows((64, 0.9), (32, 0.0)) * 200
-        [ended] = of(TurnEnded, decided(noise, silence_ms=700, max_hold_ms=500))
-        assert ended.at_ms - ended.speech_end_ms <= 700 + 500 + 100
+        noise = windows((640, 1.0), (160, 0.0), (10_000, 0.4))
+        [ended] = of(TurnEnded, decided(noise, silence_ms=700, hold_probability=0.3, max_hold_ms=1_500))
+        assert 1_500 <= ended.at_ms - ended.speech_end_ms <= 1_500 + 160 + 2 * WINDOW_MS
 
     def test_can_be_turned_off(self):
         """With no time to hold, the end comes at its time."""

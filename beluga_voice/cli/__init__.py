@@ -7,8 +7,6 @@ quietly.
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Sequence
 
 import click
@@ -61,7 +59,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command with `args` (those of the process by default) and return its exit code."""
     try:
         code = command.main(args=args, prog_name="beluga-voice", standalone_mode=False)
-        sys.stdout.flush()
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
@@ -70,10 +67,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.format_message()}{see}")
     except BelugaVoiceError as error:
         return _refuse(str(error))
-    except BrokenPipeError:
-        # What Python still holds for stdout would fail again, and be told, when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from rich import box
@@ -31,13 +32,22 @@ PARTS = (
 )
 
 
+class PipeConsole(Console):
+    """A console that leaves it to its user what happens when the reader goes away; rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - rich calls this while it handles the error
+
+
 def new_display(out: IO[str], duration_ms: float, is_terminal: bool) -> Display:
-    """What fits `out`: a `Screen` on a terminal, `Lines` elsewhere."""
+    """What fits `out`: a `Screen` on a terminal, `Lines` elsewhere. A character that `out` lacks becomes "?"."""
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="replace")
     if is_terminal:
-        console = Console(file=out, highlight=False, markup=False, emoji=False)
+        console = PipeConsole(file=out, highlight=False, markup=False, emoji=False)
         if not console.is_dumb_terminal:
             return Screen(console, duration_ms)
-    plain = Console(
+    plain = PipeConsole(
         file=out, width=PLAIN_WIDTH, force_terminal=False, color_system=None, highlight=False, markup=False, emoji=False
     )
     return Lines(plain, duration_ms)
@@ -54,9 +64,10 @@ class Display:
         self.failure: OSError | None = None
         self.state = "connected"
         self.user = self.agent = ""
-        self.first_sound_ms: float | None = None
+        self.parts: dict[str, float] = {}
         self.shows: dict[str, Callable[[SessionEvent], None]] = {}
         self._speech_end_ms: float | None = None
+        self._since_ms = 0.0
         self._finals: list[str] = []
 
     def on_event(self, event: SessionEvent) -> None:
@@ -88,20 +99,31 @@ class Display:
             self.state = data["state"]
         elif event.name == "turn_started":
             self.user = self.agent = ""
-            self._finals = []
-            self.first_sound_ms = self._speech_end_ms = None
+            self.parts, self._finals = {}, []
         elif event.name == "turn_reopened":
-            self.agent = ""
+            self.agent, self.parts = "", {}
+        elif event.name == "turn_ended":
+            self._speech_end_ms, self._since_ms = data["speech_end_ms"], event.at_ms
+            if self._speech_end_ms is not None:
+                self.parts = {"turn end": event.at_ms - self._speech_end_ms}
         elif event.name == "transcript":
             self.user = " ".join(filter(None, [*self._finals, data["text"]]))
             if data["is_final"]:
                 self._finals.append(data["text"])
-        elif event.name == "turn_ended":
-            self._speech_end_ms = data["speech_end_ms"]
+                self._measure("stt", event)
         elif event.name == "reply_text":
             self.agent += data["text"]
-        elif event.name == "reply_started" and self._speech_end_ms is not None and event.turn >= 0:
-            self.first_sound_ms = event.at_ms - self._speech_end_ms
+            self._measure("agent", event)
+        elif event.name == "reply_audio":
+            self._measure("tts", event)
+        elif event.name == "reply_started" and event.turn >= 0 and self._speech_end_ms is not None:
+            self.parts.setdefault("first sound", event.at_ms - self._speech_end_ms)
+
+    def _measure(self, part: str, event: SessionEvent) -> None:
+        """A part of the turn's latency is over, the next one begins."""
+        if event.turn >= 0 and "turn end" in self.parts and part not in self.parts:
+            self.parts[part] = event.at_ms - self._since_ms
+            self._since_ms = event.at_ms
 
 
 class Lines(Display):
@@ -141,8 +163,8 @@ class Lines(Display):
     def _reply_started(self, event: SessionEvent) -> None:
         self._said = 0
         self._tell_agent(event)
-        if self.first_sound_ms is not None:
-            self._line(event.at_ms, "", f"first sound {self.first_sound_ms:.0f} ms after the caller's last")
+        if event.turn >= 0 and "first sound" in self.parts:
+            self._line(event.at_ms, "", f"first sound {self.parts['first sound']:.0f} ms after the caller's last")
 
     def _interrupted(self, event: SessionEvent) -> None:
         self._line(event.at_ms, "agent", f"(interrupted; heard: {printable(event.data['heard_text']) or 'nothing'})")
@@ -233,28 +255,34 @@ class Screen(Display):
             ProgressBar(total=total_ms, completed=min(self._position_ms, total_ms), complete_style=CALLER),
             Text(f"{_minutes(self._position_ms)} / {_minutes(total_ms)}", FAINT),
         )
-        sound = "" if self.first_sound_ms is None else f"first sound after {self.first_sound_ms:.0f} ms"
         return Group(
             head,
             _spoken("", "caller", Text(_tail(self.user, width), "italic"), CALLER),
             _spoken("", "agent", Text(_tail(self.agent, width)), AGENT),
-            _spoken("", "", Text(sound, FAINT), FAINT),
+            _spoken("", "", Text(_told(self.parts), FAINT), FAINT),
         )
 
 
 def latencies(record: TurnRecord) -> str:
     """What a turn's latencies were, in a line."""
-    told = [f"{name} {value:.0f}" for name, key in PARTS if (value := getattr(record, key)) is not None]
-    if record.e2e_latency_ms is not None:
-        told.append(f"first sound after {record.e2e_latency_ms:.0f} ms")
+    values = {name: getattr(record, key) for name, key in (*PARTS, ("first sound", "e2e_latency_ms"))}
+    told = [_told({name: value for name, value in values.items() if value is not None})]
     if record.interrupted:
         told.append("interrupted")
-    return " · ".join(told) or "no reply"
+    return " · ".join(filter(None, told)) or "no reply"
+
+
+def _told(parts: Mapping[str, float]) -> str:
+    told = [f"{name} {value:.0f}" for name, value in parts.items() if name != "first sound"]
+    if "first sound" in parts:
+        told.append(f"first sound after {parts['first sound']:.0f} ms")
+    return " · ".join(told)
 
 
 def turns_table(records: Sequence[TurnRecord], width: int) -> Table:
     """Every turn with its latencies in ms, and their medians."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold", footer_style="bold", show_footer=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold", show_footer=True)
+    table.footer_style = "bold"
     texts = max(10, (width - 40) // 2)
     table.add_column("#", justify="right", style=FAINT)
     table.add_column("caller", "median, ms", style=CALLER, no_wrap=True, overflow="ellipsis", width=texts)
@@ -262,7 +290,8 @@ def turns_table(records: Sequence[TurnRecord], width: int) -> Table:
     for title, key in (*PARTS, ("e2e", "e2e_latency_ms")):
         values = [value for record in records if (value := getattr(record, key)) is not None]
         heading = "end" if title == "turn end" else title
-        table.add_column(heading, _number(statistics.median(values) if values else None), justify="right", no_wrap=True, min_width=5)
+        median = _number(statistics.median(values) if values else None)
+        table.add_column(heading, median, justify="right", no_wrap=True, min_width=5)
     table.add_column("cut", str(sum(record.interrupted for record in records) or ""), style="yellow", no_wrap=True)
     for record in records:
         table.add_row(

@@ -16,10 +16,10 @@ import attrs
 from .. import audio
 from ..chain import Chain
 from ..errors import AudioFileError, ConfigError
-from ..events import SessionEvent, TurnRecord
+from ..events import SessionEvent
 from ..session import Session
 
-__all__ = ["NewFile", "as_json", "engine_work", "printable", "report"]
+__all__ = ["NewFile", "as_json", "engine_work", "printable", "report", "to_text"]
 
 DEEPEST = 8
 
@@ -78,8 +78,8 @@ def report(session: Session, events: Sequence[SessionEvent], clock: str, duratio
             "clock": clock,
             "end_reason": session.end_reason,
             "duration_ms": duration_ms,
-            "turns": [_turn(record) for record in records],
-            "events": [_event(event) for event in events],
+            "turns": records,
+            "events": events,
             "limits": attrs.asdict(session.options),
             "counters": dict(session.counters),
             "engines": engine_work(session.chain),
@@ -98,14 +98,6 @@ def engine_work(chain: Chain) -> dict[str, dict[str, Any]]:
             name = engine.name if engine.name not in work else f"{engine.kind} {engine.name}"
             work[name] = {"kind": engine.kind, "calls": calls, "busy_ms": round(busy_ms, 3)}
     return work
-
-
-def _turn(record: TurnRecord) -> dict[str, Any]:
-    return attrs.asdict(record)
-
-
-def _event(event: SessionEvent) -> dict[str, Any]:
-    return {"name": event.name, "at_ms": event.at_ms, "turn": event.turn, "data": event.data}
 
 
 def as_json(value: Any, depth: int = 0) -> Any:
@@ -143,5 +135,5 @@ def to_text(told: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without control characters: what a provider says must not steer a terminal or break a file."""
+    """`text` on one line, without control characters: no provider's words steer a terminal or break a file."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())

@@ -55,7 +55,17 @@ class Turn:
 
 @attrs.define(eq=False)
 class Spans:
-    """All of a call: `speech` heard, `waits` for the turn's end, `early` and owed transcription, `turns`, `replies`, `faults`."""
+    """All of a call.
+
+    Attributes:
+        speech: what the VAD heard as speech.
+        waits: from the end of speech to the decision that the turn is over.
+        early: transcription begun before that decision.
+        stt: from the decision to the text.
+        turns: the caller's turns, in order.
+        replies: the agent's replies.
+        faults: errors, without length.
+    """
 
     speech: list[Span] = attrs.field(factory=list)
     waits: list[Span] = attrs.field(factory=list)

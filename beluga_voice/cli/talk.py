@@ -21,9 +21,10 @@ from ..clock import Clock, run_simulated
 from ..errors import BelugaVoiceError, ConfigError, SessionError
 from ..events import SessionEvent
 from ..session import Session
+from ..tts import TTS
 from ._caller import caller
 from ._live import REFRESH_MS, Display, new_display, turns_table
-from ._report import NewFile, report, to_text
+from ._report import NewFile, printable, report, to_text
 from ._timeline import draw, loudness
 
 __all__ = ["talk"]
@@ -65,8 +66,10 @@ def talk(
 ) -> int:
     """Hold a whole call over INPUT, the recording of a caller (WAV, FLAC, OGG or MP3).
 
-    Without INPUT the local voice asks three questions, and the call goes to beluga-voice-talk.wav unless -o says otherwise.
+    Without INPUT the local voice asks three questions, and the call goes to beluga-voice-talk.wav or where -o says.
     """
+    if "" in (input_path, output, config_path, report_path, timeline_path):
+        raise ConfigError("a file's name is empty; write a name or leave the option out")
     if input_path is None and output is None:
         output = OWN_OUTPUT
     _keep_apart({"INPUT": input_path, "--config": config_path}, output, report_path, timeline_path)
@@ -81,8 +84,7 @@ def talk(
         if call.session is not None and call.display is not None:
             clock = "audio" if fast else "wall"
             facts = report(call.session, call.events, clock, call.position_ms)
-            names = {kind: name for kind, name in setup.names.items()}
-            facts = {**facts, "input": input_path, "output": output, "providers": names}
+            facts = {**facts, "input": input_path, "output": output, "providers": dict(setup.names)}
             if told:
                 told.write(to_text(facts))
             if drawn:
@@ -123,7 +125,7 @@ def _hold(call: Call, *, own_caller: bool) -> bool:
         return False
     except KeyboardInterrupt:
         return True
-    except (BelugaVoiceError, OSError):
+    except BelugaVoiceError:
         raise
     except Exception as error:
         raise SessionError(f"the call failed: {type(error).__name__}: {error}") from error
@@ -138,7 +140,7 @@ async def _converse(call: Call, own_caller: bool) -> None:
         if own_caller:
             stage = call.setup.chain.stage("tts")
             engine = stage.engine if stage is not None else None
-            voice = engine or config.engine("tts", call.config_path)
+            voice: TTS = engine if isinstance(engine, TTS) else config.engine("tts", call.config_path)
             await stack.enter_async_context(voice)
             audio.write(call.input, await caller(voice))
         line = transport.new("file", input=call.input, output=call.output)
@@ -151,18 +153,17 @@ async def _converse(call: Call, own_caller: bool) -> None:
         stack.enter_context(_showing_faults(call.display))
         stack.enter_context(_refreshing(call, line, clock))
         session = Session(call.setup.chain, line, call.setup.session, listeners=listeners, clock=clock)
-        session_holder = call
         try:
-            session_holder.session = session
             await session.run()
         finally:
-            if not any(event.name == "opened" for event in call.events):
-                session_holder.session = None
+            if any(event.name == "opened" for event in call.events):
+                call.session = session
 
 
 @contextmanager
 def _refreshing(call: Call, line: FileTransport, clock: Clock) -> Iterator[None]:
     """Keep the display up to date while the call lasts."""
+    timer: asyncio.TimerHandle
 
     def tick() -> None:
         nonlocal timer
@@ -188,7 +189,8 @@ class _FaultHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         why = record.exc_info[1] if record.exc_info else None
-        self._display.print(f"fault: {record.getMessage()}" + (f": {type(why).__name__}: {why}" if why else ""))
+        told = record.getMessage() + (f": {type(why).__name__}: {why}" if why else "")
+        self._display.print(f"fault: {printable(told)}")
 
 
 @contextmanager
@@ -224,7 +226,9 @@ def _show_end(
     if counted:
         show(f"counted: {counted}")
     if output:
-        show(f"The call: {output} (caller left, agent right). Hear it: {_player()} {output}")
+        player = _player()
+        hear = f"hear it: {player} {output}" if player else "hear it with any player"
+        show(f"The call: {output} (caller left, agent right); {hear}")
     if report_path:
         show(f"The report: {report_path}")
     if timeline_path:
@@ -234,7 +238,7 @@ def _show_end(
 
 
 def _player() -> str:
-    """A command that plays a sound file here."""
+    """A command that plays a sound file here; empty if none is found."""
     if sys.platform == "win32":
         return "start"
-    return next((name for name in PLAYERS if shutil.which(name)), "play it with any player, like ffplay:")
+    return next((name for name in PLAYERS if shutil.which(name)), "")

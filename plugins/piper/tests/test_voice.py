@@ -78,8 +78,8 @@ def test_phoneme_markup_in_an_answer_is_read_as_text(model):
 
 
 def test_a_sentence_without_end_comes_in_pieces_none_of_which_is_long(model):
-    pieces = lengths_ms(model, "word " * 150)
-    assert len(pieces) >= 3
+    pieces = lengths_ms(model, "word " * 80)
+    assert len(pieces) == 2
     assert max(pieces) < 25_000
 
 
@@ -100,7 +100,7 @@ def test_ten_thousand_characters_without_a_space_are_cut():
     assert [len(part) for part in engine._parts("x" * 10_000)] == [250] * 40
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.text(max_size=12))
 def test_any_text_is_survived(model, text):
     for pcm, rate_hz in model.synthesize(text):
