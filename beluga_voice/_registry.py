@@ -49,7 +49,7 @@ class Plugin:
     version: str
     load: Callable[[], ModuleType] = attrs.field(repr=False)
     loaded: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class Registry:
@@ -207,7 +207,7 @@ class Registry:
             for kind in KINDS:
                 caller = self._manager.subset_hook_caller(f"register_{kind}", others)
                 caller(register=self._register_for(kind, plugin))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             plugin.error = error
             self._providers = before
             if module_known := self._manager.get_plugin(f"{plugin.distribution}:{plugin.name}"):

@@ -78,6 +78,10 @@ class Channel(AsyncIterator[T], Generic[T]):
             self.dropped_weight += weight
         self._add(item)
 
+    def put_over(self, item: T) -> None:
+        """Add an item now, over the limit if need be: for items that others are accounted by."""
+        self._add(item)
+
     def put_urgent(self, item: T) -> None:
         """Add an item that overtakes all but earlier urgent ones; not counted against the limit, for small control items."""
         if not self._closed:
@@ -260,10 +264,10 @@ class Reaper:
 class WorkPool:
     """A few threads for calls that hold the processor: models, codecs.
 
-    Calls beyond `threads` wait their turn without blocking the loop; a cancelled wait lets its call run out and drops the
-    result. The threads start at the first call and end with `aclose`.
+    Calls beyond `threads` wait their turn without blocking the loop; a cancelled wait lets its call run out and drops
+    the result. The threads start at the first call and end with `aclose`.
 
-    `calls` counts the calls that ran, failed ones too, and `busy_ms` adds up the real time they took inside the threads.
+    `calls` counts the calls that ran, failed ones too; `busy_ms` adds up the real time they took inside the threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:

@@ -24,18 +24,8 @@ class LoopWatch:
         self._last_s = 0.0
         self._running = ""
 
-    async def between(self, name: str, frames: AsyncIterator[T]) -> AsyncIterator[T]:
-        """`frames` unchanged, charging the time before each to `name`, which makes them."""
-        limit_s = self._limit_s
-        async for frame in frames:
-            now_s = perf_counter()
-            if now_s - self._last_s > limit_s:
-                self._on_slow(name, (now_s - self._last_s) * 1000.0)
-            self._last_s = now_s
-            yield frame
-
-    async def taken(self, name: str, frames: AsyncIterator[T], taker: str) -> AsyncIterator[T]:
-        """As `between`, for the last stage: also charges the time after each frame to `taker`."""
+    async def between(self, name: str, frames: AsyncIterator[T], taker: str) -> AsyncIterator[T]:
+        """`frames` unchanged, charging the time before each to `name`, which makes them, and after each to `taker`."""
         limit_s = self._limit_s
         async for frame in frames:
             now_s = perf_counter()

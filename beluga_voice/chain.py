@@ -228,12 +228,11 @@ class Chain:
         """Run the stages over `frames`; on leaving, every stage is closed, the last first."""
         watch = context.watch
         async with AsyncExitStack() as opened:
-            for stage in self.stages:
+            takers = [stage.name for stage in self.stages[1:]] + ["session"]
+            for stage, taker in zip(self.stages, takers):
                 frames = _closing(stage.process(frames, context), opened)
                 if watch is not None:
-                    last = stage is self.stages[-1]
-                    watched = watch.taken(stage.name, frames, "session") if last else watch.between(stage.name, frames)
-                    frames = _closing(watched, opened)
+                    frames = _closing(watch.between(stage.name, frames, taker), opened)
             yield frames
 
     def _placed(self) -> Iterator[Stage]:
@@ -250,6 +249,12 @@ class Chain:
                     stage=names[at],
                 )
             seen[stage.kind] = at
+            if "s2s" in seen and seen.keys() & {"turn", "stt", "agent", "tts"}:
+                raise ChainError(
+                    f"{here} stands beside a speech-to-speech model, which hears, answers and speaks by itself. "
+                    "Keep either the model, or turn, stt, agent and tts.",
+                    stage=names[at],
+                )
             for frame in sorted(stage.needs - made, key=lambda frame: frame.__name__):
                 maker = MADE_BY.get(frame, "")
                 later = next((n for n in range(at + 1, len(self.stages)) if frame in self.stages[n].makes), None)

@@ -53,6 +53,8 @@ class Engine:
     options: Any = None
     provider: str = ""
     _users: int = 0
+    _warm: bool = False
+    _warming: asyncio.Lock | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ class Engine:
             raise OptionError(f"{self.kind} {self.name!r} takes no options, got {', '.join(sorted(changes))}")
         now = {field.name: getattr(self.options, field.name) for field in attrs.fields(type(self.options)) if field.init}
         other = copy.copy(self)
+        other._users, other._warming, other._warm = 0, None, False
         other.options = _options.build(type(self.options), {**now, **changes}, f"{self.kind} {self.name!r}")
         return other
 
@@ -93,19 +96,27 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         self._users += 1
-        if self._users == 1:
-            try:
-                await self.prewarm()
-            except BaseException:
-                self._users -= 1
-                raise
+        try:
+            if self._warming is None:
+                self._warming = asyncio.Lock()
+            async with self._warming:
+                if not self._warm:
+                    await self.prewarm()
+                    self._warm = True
+        except BaseException:
+            await self._leave()
+            raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
         self._users -= 1
         if self._users == 0:
+            self._warming, self._warm = None, False
             await self.aclose()
 
 

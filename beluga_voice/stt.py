@@ -245,7 +245,7 @@ class _Listener:
         if item == "finalize":
             self._owed += 1
             self._answered.clear()
-        self._work.put_dropping(item)
+        self._work.put_over(item)
         if self._feeding is None:
             self._feeding = self._context.spawn(self._feed(), f"{self._engine.name} stream")
 

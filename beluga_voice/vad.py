@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, cast
@@ -33,6 +32,9 @@ __all__ = [
     "new",
     "register",
 ]
+
+
+LONGEST_DIP_MS = 100.0  # beginning speech that dips below the threshold for longer is not the same speech
 
 
 @attrs.frozen
@@ -98,7 +100,9 @@ class SpeechGate:
     def __init__(self, options: Options) -> None:
         self._options = options
         self.speaking = False
+        self._release = max(options.threshold - options.release, options.threshold / 2)
         self._began_ms: float | None = None
+        self._loud_ms = 0.0
         self._suspected = False
         self._quiet_ms: float | None = None
 
@@ -106,19 +110,25 @@ class SpeechGate:
         """What the window from `start_ms` to `end_ms` changes."""
         options = self._options
         if probability >= options.threshold:
-            self._quiet_ms = None
+            self._quiet_ms, self._loud_ms = None, end_ms
             if self.speaking:
                 return []
             if self._began_ms is None:
                 self._began_ms = start_ms
             return self._rise(end_ms)
         if not self.speaking:
-            if probability < options.threshold - options.release:
+            if probability < self._release or end_ms - self._loud_ms > LONGEST_DIP_MS:
                 self._began_ms, self._suspected = None, False
             return []
         if self._quiet_ms is None:
             self._quiet_ms = start_ms
         return self._fall(end_ms)
+
+    def give_up(self, now_ms: float) -> list[Frame]:
+        """The line has a hole: speech under way ends at `now_ms`."""
+        was_speaking, self.speaking = self.speaking, False
+        self._began_ms, self._suspected, self._quiet_ms = None, False, None
+        return [SpeechEnded(now_ms, now_ms)] if was_speaking else []
 
     def _rise(self, now_ms: float) -> list[Frame]:
         began_ms = cast(float, self._began_ms)
@@ -150,41 +160,67 @@ def as_frame_processor(engine: VAD, **options: Any) -> Stage:
     engine = engine.with_options(**options)
 
     async def run(frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[Frame]:
-        window_samples, rate_hz = engine.capabilities.window_samples, engine.capabilities.sample_rate_hz
-        window_ms = window_samples * 1000.0 / rate_hz
         handle = await context.handle(engine)
-        stream = handle.stream()
-        gate = SpeechGate(engine.options)
-        cut = Rechunker(window_samples)
-        resampler: Resampler | None = None
-        origin_ms, windows, next_ms = 0.0, 0, -math.inf
+        cut = _Windows(engine.capabilities)
+        stream, gate = handle.stream(), SpeechGate(engine.options)
         try:
             async for frame in frames:
                 yield frame
                 if type(frame) is not AudioIn:
                     continue
-                if abs(frame.at_ms - next_ms) > 1.0:
-                    origin_ms, windows = frame.at_ms, 0
-                    cut = Rechunker(window_samples)
-                    resampler = None
-                next_ms = frame.end_ms
-                pcm = frame.pcm
-                if frame.sample_rate_hz != rate_hz:
-                    if resampler is None or resampler.from_hz != frame.sample_rate_hz:
-                        resampler = Resampler(frame.sample_rate_hz, rate_hz, "LQ")
-                    pcm = resampler.feed(pcm)
-                for window in cut.feed(pcm):
-                    start_ms = origin_ms + windows * window_ms
-                    windows += 1
+                if not cut.follows(frame):
+                    for ended in gate.give_up(cut.end_ms):
+                        yield ended
+                    stream.close()
+                    cut.restart(frame)
+                    stream, gate = handle.stream(), SpeechGate(engine.options)
+                for start_ms, window in cut.feed(frame):
                     probability = await stream.probability(window)
-                    yield SpeechProbability(probability, start_ms, window_ms)
-                    for heard in gate.feed(probability, start_ms, start_ms + window_ms):
+                    yield SpeechProbability(probability, start_ms, cut.window_ms)
+                    for heard in gate.feed(probability, start_ms, start_ms + cut.window_ms):
                         yield heard
         finally:
             stream.close()
 
     makes = frozenset({SpeechProbability, SpeechSuspected, SpeechStarted, SpeechEnded})
     return Stage(engine.name, run, "vad", "ears", frozenset({AudioIn}), makes, engine=engine)
+
+
+class _Windows:
+    """Cuts a line's audio into placed windows at the VAD's rate."""
+
+    def __init__(self, capabilities: VADCapabilities) -> None:
+        self._rate_hz, self._samples = capabilities.sample_rate_hz, capabilities.window_samples
+        self.window_ms = self._samples * 1000.0 / self._rate_hz
+        self.end_ms = 0.0
+        self._begin(0.0)
+
+    def follows(self, frame: AudioIn) -> bool:
+        """False when audio is missing before `frame`."""
+        return abs(frame.at_ms - self.end_ms) <= 1.0
+
+    def restart(self, frame: AudioIn) -> None:
+        """Begin anew at `frame`."""
+        self._begin(frame.at_ms)
+
+    def feed(self, frame: AudioIn) -> list[tuple[float, bytes]]:
+        """The windows that `frame` completes, each with where it begins."""
+        self.end_ms = frame.end_ms
+        pcm = frame.pcm
+        if frame.sample_rate_hz != self._rate_hz:
+            if self._resampler is None or self._resampler.from_hz != frame.sample_rate_hz:
+                self._resampler = Resampler(frame.sample_rate_hz, self._rate_hz, "LQ")
+            pcm = self._resampler.feed(pcm)
+        out = []
+        for window in self._cut.feed(pcm):
+            out.append((self._origin_ms + self._count * self.window_ms, window))
+            self._count += 1
+        return out
+
+    def _begin(self, at_ms: float) -> None:
+        self._origin_ms, self._count = at_ms, 0
+        self._cut = Rechunker(self._samples)
+        self._resampler: Resampler | None = None
 
 
 _kind = Kind("vad")

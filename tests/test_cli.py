@@ -41,6 +41,11 @@ class Mute(tts.TTS):
     async def synthesize(self, text):
         return Audio(b"", 16000)
 
+class Late(tts.TTS):
+    async def synthesize(self, text):
+        import cli_late
+        return Audio(cli_late.PITCH * 800, 16000)
+
 class Stopped(tts.TTS):
     async def synthesize(self, text):
         raise KeyboardInterrupt
@@ -238,6 +243,15 @@ def test_a_default_provider_that_is_missing_is_told_with_its_remedy(folder):
         env={**os.environ, "BELUGA_VOICE_PLUGINS": ""},
     )
     assert "pip install beluga-voice-espeak" in refused((done.returncode, done.stdout, done.stderr))
+
+
+def test_a_voice_of_the_users_own_may_import_from_the_current_folder_when_it_speaks(folder):
+    config(folder, tts="cli_app:Late")
+    (folder / "cli_late.py").write_text("PITCH = b'\\x01\\x02'\n")
+    command = [sys.executable, "-P", "-m", "beluga_voice", "say", "hi", "-o", "x.wav", "--config", "call.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert audio.read("x.wav").samples == 800
 
 
 # --- transcribe ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ How a page is read, in order, in an empty folder and a virtual environment of it
 - other TOML blocks must load; `sh` blocks (set-up from nothing) are not run
 
 By hand: python tests/test_examples.py docs/how-to/turn-taking.md
+The option tables of the configuration page: python tests/test_examples.py --options
 """
 
 from __future__ import annotations
@@ -315,9 +316,17 @@ class TestEventsPage:
         assert stated <= shown
 
 
-if __name__ == "__main__":
-    chosen = Path(sys.argv[1]).resolve()
+def main(argument):
+    """Run one page, or print what belongs into the configuration page."""
+    if argument == "--options":
+        print("\n\n".join(f"### {title}\n\n{table}" for title, table in titled_tables()))
+        return
+    page = Path(argument).resolve()
     with contextlib.ExitStack() as stack:
         if Path.cwd() == ROOT:
             stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
-        run_page(chosen)
+        run_page(page)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Script:
         self.events.append({"name": name, "at_ms": at_ms, "turn": turn, "data": data})
 
     def turn(
-        self, quiet=500, spoke=1500, end=700, stt=80, agent=120, tts=40, played=2000, text="Hi", reply="Yes.", cut=False
+        self, quiet=500, spoke=1500, end=700, stt=80, agent=120, tts=80, played=2000, text="Hi", reply="Yes.", cut=False
     ):
         index = len(self.turns)
         start = self.at_ms + quiet
@@ -94,17 +95,17 @@ class TestATurn:
 
     def test_parts_follow_one_another(self, picture):
         order = [bars(picture, style)[0] for style in ("vad", "wait", "stt", "agent", "tts", "playout")]
-        for (x, width, _), (following, _, _) in zip(order, order[1:]):
+        for (x, width, _), (following, _, _) in pairwise(order):
             assert following == pytest.approx(x + width, abs=0.15)
 
     def test_latencies_and_words_are_written_in(self, picture):
         written = texts(picture)
-        for told in ("940 ms", "700", "80 ms", "120 ms", "40 ms", "What can you do?", "I can count.", "1", "0:05"):
+        for told in ("980 ms", "700", "80 ms", "120 ms", "What can you do?", "I can count.", "1", "0:05"):
             assert told in written
 
     def test_says_what_it_is(self, picture):
         assert any("call.wav" in told for told in texts(picture))
-        assert any("first sound after 940 ms" in told and "energy" in told for told in texts(picture))
+        assert any("first sound after 980 ms" in told and "energy" in told for told in texts(picture))
 
     def test_legend_names_every_colour(self, picture):
         for told in ("speech heard", "speech to text", "agent writes", "reply played", "paused", "interrupted"):
@@ -131,6 +132,15 @@ def test_reply_taken_back_ends_where_the_turn_went_on():
     found = spans({**script.facts(), "duration_ms": late + 5_000})
     assert [(reply.ended_ms, reply.cut) for reply in found.replies if reply.number == 2] == [(late + 100, True)]
     assert any("speaks on" in told for told in texts(script.picture(duration_ms=late + 5_000)))
+
+
+def test_pause_belongs_to_its_own_reply():
+    """A reply that is paused and taken back before its first sound leaves nothing to the next one."""
+    script = Script().turn()
+    script.tell("reply_paused", script.at_ms + 10, 1, reply=9, played_ms=0)
+    script.tell("turn_reopened", script.at_ms + 20, 1)
+    found = spans(script.turn(cut=True).facts())
+    assert [[pause.duration_ms for pause in reply.paused] for reply in found.replies] == [[], [200]]
 
 
 def test_error_is_shown_where_it_happened():
@@ -174,7 +184,7 @@ def test_loudness_is_by_channel_and_time(tmp_path):
     assert [round(peak, 2) for peak in agent] == [0.0] * 20 + [0.25] * 20
 
 
-words = st.text(min_size=0, max_size=120)
+words = st.one_of(st.integers(0, 60).map(lambda count: " ".join(["words"] * count)), st.text(max_size=120))
 turns = st.lists(
     st.fixed_dictionaries(
         {
@@ -202,17 +212,22 @@ def test_whatever_happens_no_text_covers_another_and_nothing_falls_out(made):
         script.turn(**one)
     picture = script.picture()
     width, height = float(picture.get("width")), float(picture.get("height"))
+    shapes = [one for one in picture.iter(f"{SVG}rect") if one.find(f"{SVG}title") is not None]
+    drawn = [one for one in shapes if one.get("class") != "early"]  # a mark within the bar that the number is on
     lines = defaultdict(list)
     for one in picture.iter(f"{SVG}text"):
-        told, x = "".join(one.itertext()), float(one.get("x"))
-        assert 0 <= float(one.get("y")) <= height
+        told, x, y = "".join(one.itertext()), float(one.get("x")), float(one.get("y"))
         taken = len(told) * TEXT_PX if told.isascii() else 1
         start = {"end": x - taken, "middle": x - taken / 2}.get(one.get("text-anchor"), x)
-        lines[one.get("y")].append((start, start + taken, told))
+        lines[y].append((start, start + taken, told))
+        assert y <= height
+        assert start + taken <= width
+        for bar in drawn:
+            beside = float(bar.get("y")) < y < float(bar.get("y")) + float(bar.get("height")) + 3
+            assert not (beside and start < float(bar.get("x")) < start + taken), told
     for line in lines.values():
         line.sort()
-        assert line[-1][1] <= width or len(line[-1][2]) > 60
-        for (_, end, first), (start, _, second) in zip(line, line[1:]):
+        for (_, end, first), (start, _, second) in pairwise(line):
             assert end <= start + 1, (first, second)
     for one in picture.iter(f"{SVG}rect"):
         assert float(one.get("x", 0)) + float(one.get("width")) <= width

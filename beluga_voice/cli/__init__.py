@@ -7,6 +7,7 @@ quietly.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 import click
@@ -57,6 +58,9 @@ def command(ctx: click.Context) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command with `args` (those of the process by default) and return its exit code."""
+    if args is None:
+        # A console script lacks the current folder, from which the user's own agent may import at any time.
+        sys.path.append("")
     try:
         code = command.main(args=args, prog_name="beluga-voice", standalone_mode=False)
     except click.Abort:

@@ -96,7 +96,7 @@ class _Reader:
         self._ended_ms: float | None = None
         self._speech_end_ms: float | None = None
         self._proposed_ms: float | None = None
-        self._paused_ms: float | None = None
+        self._paused: dict[int, float] = {}
         self._asked_ms = 0.0
         self._replies: dict[int, Reply] = {}
         self._reopened: dict[int, list[float]] = {}
@@ -201,12 +201,16 @@ class _Reader:
         self._reply(turn, data, at_ms).started_ms = at_ms
 
     def _reply_paused(self, at_ms: float, turn: int, data: Mapping[str, Any]) -> None:
-        self._paused_ms = at_ms
+        self._paused[data["reply"]] = at_ms
 
     def _reply_resumed(self, at_ms: float, turn: int, data: Mapping[str, Any]) -> None:
-        if self._paused_ms is not None:
-            self._reply(turn, data, at_ms).paused.append(Span(self._paused_ms, at_ms))
-        self._paused_ms = None
+        self._end_pause(self._reply(turn, data, at_ms), at_ms)
+
+    def _end_pause(self, reply: Reply, at_ms: float) -> None:
+        """A reply may be paused before its first sound; what is drawn begins with that."""
+        paused_ms = self._paused.pop(reply.number, None)
+        if paused_ms is not None and reply.started_ms is not None:
+            reply.paused.append(Span(max(paused_ms, reply.started_ms), at_ms))
 
     def _reply_ended(self, at_ms: float, turn: int, data: Mapping[str, Any]) -> None:
         reply = self._replies.get(data["reply"])
@@ -215,9 +219,7 @@ class _Reader:
 
     def _end_reply(self, reply: Reply, at_ms: float, *, cut: bool) -> None:
         reply.ended_ms, reply.cut = at_ms, cut
-        if self._paused_ms is not None:
-            reply.paused.append(Span(self._paused_ms, at_ms))
-        self._paused_ms = None
+        self._end_pause(reply, at_ms)
 
     def _error(self, at_ms: float, turn: int, data: Mapping[str, Any]) -> None:
         self.found.faults.append(Span(at_ms, at_ms, f"{data['stage']}: {data['message']}"))
