@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from .clock import wall_ms
+from .errors import SessionClosedError
 
 __all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "stop"]
 
@@ -291,7 +292,13 @@ class WorkPool:
         future = loop.run_in_executor(self._executor, self._counted, functools.partial(function, *args, **kwargs))
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if future.cancelled() and not (task and task.cancelling()):
+                raise SessionClosedError(f"the pool {self.name!r} was closed before this call had a thread") from None
+            raise
 
     def _counted(self, call: Callable[[], T]) -> T:
         began_ms = wall_ms()
@@ -309,4 +316,10 @@ class WorkPool:
         if executor is None:
             return
         executor.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(executor.shutdown, wait=True)
+        closing = ThreadPoolExecutor(1)
+        ended = False
+        try:
+            await asyncio.get_running_loop().run_in_executor(closing, executor.shutdown)
+            ended = True
+        finally:
+            closing.shutdown(wait=ended)

@@ -6,6 +6,7 @@ task waits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from time import perf_counter
 from typing import Any, TypeVar, cast
@@ -21,7 +22,7 @@ class LoopWatch:
     def __init__(self, limit_ms: float, on_slow: Callable[[str, float], None]) -> None:
         self._limit_s = limit_ms / 1000.0
         self._on_slow = on_slow
-        self._last_s = 0.0
+        self._last_s = math.inf  # outside a step nothing is charged
         self._running = ""
 
     async def between(self, name: str, frames: AsyncIterator[T], taker: str) -> AsyncIterator[T]:
@@ -48,7 +49,7 @@ class LoopWatch:
 
     def end(self) -> None:
         """A step ends."""
-        held_s = perf_counter() - self._last_s
+        held_s, self._last_s = perf_counter() - self._last_s, math.inf
         if held_s > self._limit_s:
             self._on_slow(self._running, held_s * 1000.0)
 

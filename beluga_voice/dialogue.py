@@ -36,6 +36,7 @@ from .frames import (
     Transcript,
     TurnEnded,
     TurnEndProposed,
+    TurnEndWithdrawn,
 )
 from .history import History
 from .mouth import Mouth
@@ -113,7 +114,9 @@ class Dialogue:
         self._timers = Timers(context.clock)
         self._turn: Turn | None = None
         self._turns = 0
-        self._speaking = self._stt_failed = False
+        self._speaking = self._talked_over = self._stt_failed = False
+        self._speech_start_ms: float | None = None
+        self._deaf_until_ms = 0.0
         self._expecting: deque[Turn | None] = deque()
         self._says: deque[Say] = deque()
         self._saying: Say | None = None
@@ -122,7 +125,8 @@ class Dialogue:
             SpeechSuspected: self._guard,
             SpeechStarted: self._speech_started,
             SpeechEnded: self._speech_ended,
-            TurnEndProposed: self._turn_end_proposed,
+            TurnEndProposed: lambda _: self._tell("turn_end_proposed", self._index()),
+            TurnEndWithdrawn: lambda _: self._tell("turn_end_withdrawn", self._index()),
             TurnEnded: self._turn_ended,
             Transcript: self._transcript,
             TextIn: self._typed,
@@ -214,7 +218,8 @@ class Dialogue:
     # --- speech ------------------------------------------------------------------------------------------------------
 
     def _speech_started(self, frame: SpeechStarted) -> None:
-        self._speaking = True
+        self._speaking, self._talked_over = True, False
+        self._speech_start_ms = frame.speech_start_ms
         self.active_ms = self._now_ms()
         self._tell("speech_started", self._index(), speech_start_ms=frame.speech_start_ms + self._offset_ms())
         self._guard(frame)
@@ -222,13 +227,16 @@ class Dialogue:
             self._open_turn(frame.speech_start_ms)
 
     def _speech_ended(self, frame: SpeechEnded) -> None:
-        self._speaking = False
-        self.active_ms = self._now_ms()
         end_ms = frame.speech_end_ms + self._offset_ms()
+        self._speaking, self._talked_over = False, self.mouth.reply is not None or end_ms <= self._deaf_until_ms
+        self.active_ms = self._now_ms()
         self._tell("speech_ended", self._index(), speech_end_ms=end_ms)
         self._guard(frame)
         if self._turn is not None and self.mouth.reply is None:
             self._turn.speech_end_ms = end_ms
+            if self._talked_over and not self._turn.finals:
+                self._tell("turn_empty", self._turn.index)
+                self._turn = None
         if self._finalize_on is SpeechEnded:
             self._expect()
         self._next()
@@ -305,15 +313,13 @@ class Dialogue:
 
         self._timers.set("turn", self._options.max_turn_ms, too_long)
 
-    def _turn_end_proposed(self, frame: TurnEndProposed) -> None:
-        self._tell("turn_end_proposed", self._index())
-
     def _turn_ended(self, frame: TurnEnded) -> None:
-        if self.mouth.reply is not None:  # of speech that was no interruption
+        if self.mouth.reply is not None or (self._talked_over and self._turn is None):
+            self._talked_over = False  # it ends speech that was no interruption
             if self._finalize_on is TurnEnded:
                 self._expect()
             return
-        turn = self._open_turn(None)
+        turn = self._open_turn(frame.speech_start_ms if frame.speech_start_ms >= 0 else None)
         if frame.speech_end_ms >= 0:
             turn.speech_end_ms = frame.speech_end_ms + self._offset_ms()
         if self._finalize_on is TurnEnded:
@@ -428,6 +434,9 @@ class Dialogue:
         self._context.emit(ReplyEnded(reply.number, reply.playout.heard_text(), False))
         if happening is not None:
             self.move(happening)
+        if self._speaking:  # into a reply that could not be interrupted: what goes on beyond it is heard
+            self._deaf_until_ms = self._now_ms()
+            self._open_turn(self._speech_start_ms)
         self._next()
 
     def _finish(self, reply: Reply, *, interrupted: bool) -> None:
@@ -435,8 +444,6 @@ class Dialogue:
         self.active_ms = self._now_ms()
         turn, heard = reply.turn, reply.playout.heard_text()
         self.history.add_turn(turn.text if turn else "", heard, tuple(reply.tools))
-        index = turn.index if turn else -1
-        self._tell("reply_ended", index, reply=reply.number, heard_text=heard, interrupted=interrupted)
         saying, self._saying = self._saying, None
         if saying is not None:
             saying.settle(not interrupted)

@@ -14,9 +14,10 @@ class SessionEvent:
     """Something that happened in a session.
 
     Attributes:
-        name: "opened", "state", "speech_started", "speech_ended", "turn_started", "turn_end_proposed", "turn_ended",
+        name: "opened", "state", "speech_started", "speech_ended", "turn_started", "turn_end_proposed",
+            "turn_end_withdrawn", "turn_ended",
             "transcript", "turn_reopened", "turn_empty", "reply_started", "reply_text", "reply_audio", "reply_paused",
-            "reply_resumed", "interrupted", "reply_ended", "turn_finished", "error", "warning", "closed".
+            "reply_resumed", "interrupted", "reply_ended", "turn_finished", "dtmf", "tool", "error", "warning", "closed".
         at_ms: when, in ms since the session began.
         turn: the turn it belongs to; -1 for none.
         data: what else is known, by name; times end in `_ms`.

@@ -110,6 +110,7 @@ class Mouth:
             self.reply = None
         for task in reply.tasks:
             self.reaper.take(task)
+        self._tell_ended(reply, interrupted=True)
         if self.reaper.full:
             self._on_stuck_full()
         return played_ms
@@ -156,11 +157,19 @@ class Mouth:
     def _over(self, reply: Reply) -> None:
         """All of it was played, or there was nothing to play."""
         self._timers.cancel("agent")
+        if not reply.cancelled:
+            self._tell_ended(reply, interrupted=False)
         if reply.turn is not None and reply.failed and not reply.fallback and self._options.fallback:
             self.fall_back(reply.turn)
             return
         self.reply = None
         self._on_over(reply)
+
+    def _tell_ended(self, reply: Reply, *, interrupted: bool) -> None:
+        index = reply.turn.index if reply.turn else -1
+        self._tell(
+            "reply_ended", index, reply=reply.number, heard_text=reply.playout.heard_text(), interrupted=interrupted
+        )
 
     def _reply_frame(self, reply: Reply, frame: Frame) -> None:
         """A reply's text, first audio, tools and failures: noted in its turn, and told."""

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -21,11 +21,11 @@ from ._registry import registry
 from ._watch import LoopWatch
 from .chain import Chain
 from .clock import Clock
-from .dialogue import Dialogue, Say
+from .dialogue import Dialogue
 from .engine import Context
-from .errors import AgentError, LineLost, SessionClosedError
+from .errors import LineLost, SessionClosedError, SessionError
 from .events import SessionEvent, TurnRecord
-from .frames import AudioIn, EndCall, Failed, TextDelta, TurnEnded
+from .frames import AudioIn, EndCall, Failed, Frame, TextDelta, TurnEnded
 from .history import Message
 from .settings import SessionOptions
 from .state import Happening, SessionState
@@ -44,16 +44,16 @@ FINAL_STATES = (SessionState.DISCONNECTED, SessionState.ERROR)
 class SayHandle:
     """Something that `say` was asked to say."""
 
-    def __init__(self, dialogue: Dialogue, say: Say) -> None:
-        self._dialogue, self._say = dialogue, say
+    def __init__(self, done: asyncio.Future[bool], cancel: Callable[[], None]) -> None:
+        self._done, self._cancel = done, cancel
 
     async def wait_for_playout(self) -> bool:
         """Wait until it was played, or given up; True when all of it was played."""
-        return await asyncio.shield(self._say.done)
+        return await asyncio.shield(self._done)
 
     def cancel(self) -> None:
         """Take it back, or stop saying it."""
-        self._dialogue.unsay(self._say)
+        self._cancel()
 
 
 class Session:
@@ -111,6 +111,7 @@ class Session:
         self._opened_ms: float | None = None
         self._offset_ms = 0.0
         self._ended: asyncio.Future[str] | None = None
+        self._asked: list[str] | None = None
         self._heard_ms = 0.0
         self._timers: list[asyncio.TimerHandle] = []
         self._dialogue = Dialogue(
@@ -152,7 +153,13 @@ class Session:
             SessionLimitError: `max_says` texts wait already.
         """
         self._check_live("say")
-        return SayHandle(self._dialogue, self._dialogue.say(text, interrupt=interrupt, interruptible=allow_interruptions))
+        if self._asked is not None:
+            self._asked.append(text)
+            said: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            said.set_result(True)
+            return SayHandle(said, lambda: None)
+        say = self._dialogue.say(text, interrupt=interrupt, interruptible=allow_interruptions)
+        return SayHandle(say.done, lambda: self._dialogue.unsay(say))
 
     async def end(self, text: str = "") -> None:
         """Close at the next turn boundary, saying `text` first; returns at once.
@@ -161,7 +168,11 @@ class Session:
             SessionClosedError: the session has ended.
         """
         self._check_live("end")
-        self._dialogue.end(text, "agent_ended")
+        if self._asked is not None:
+            self._asked.append(text)
+            self.close("agent_ended")
+        else:
+            self._dialogue.end(text, "agent_ended")
 
     def close(self, reason: str = "closed") -> None:
         """Close now, whatever is being said; `run` returns `reason`. Closing twice does nothing."""
@@ -173,26 +184,40 @@ class Session:
     async def ask(self, text: str) -> str:
         """What the agent answers to a typed `text`, without any audio; it enters the history as heard.
 
+        What the agent says by `say` or `end` is part of the answer; after `end`, `end_reason` is "agent_ended".
+
         Raises:
+            SessionError: the session has a line: type over that instead (`TextIn`).
+            SessionClosedError: the agent has ended the conversation.
             AgentError: the agent raised or gave what is not text.
-            asyncio.TimeoutError: it gave nothing for `agent_timeout_ms`.
+            TimeoutError: it gave nothing for `agent_timeout_ms`.
         """
+        if self._line is not None:
+            raise SessionError(f"session {self.session_id} has a line; expected one made with line=None to be asked by text")
+        self._check_live("ask")
+        assert self._context.watch is not None
+        return await self._context.watch.drive(self._ask(text), "ask")
+
+    async def _ask(self, text: str) -> str:
         agent = next(stage for stage in self.chain.split()[1].stages if stage.replies)
         self._context.history = self.history
-        parts: list[str] = []
+        self._asked = parts = []
 
-        async def typed() -> Any:
+        async def typed() -> AsyncIterator[Frame]:
             yield TurnEnded(0.0, "text", text=text)
 
-        async with asyncio.timeout(self.options.agent_timeout_ms / 1000.0):
-            async with Chain._of((agent,)).process(typed(), self._context) as frames:
-                async for frame in frames:
-                    if isinstance(frame, TextDelta):
-                        parts.append(frame.text)
-                    elif isinstance(frame, EndCall):
-                        self._dialogue.closing_reason = "agent_ended"
-                    elif isinstance(frame, Failed):
-                        raise frame.error
+        try:
+            async with asyncio.timeout(self.options.agent_timeout_ms / 1000.0):
+                async with Chain._of((agent,)).process(typed(), self._context) as frames:
+                    async for frame in frames:
+                        if isinstance(frame, TextDelta):
+                            parts.append(frame.text)
+                        elif isinstance(frame, EndCall):
+                            self.close("agent_ended")
+                        elif isinstance(frame, Failed):
+                            raise frame.error
+        finally:
+            self._asked = None
         answer = "".join(parts)
         self._dialogue.history.add_turn(text, answer)
         return answer
@@ -211,11 +236,10 @@ class Session:
         self._ended = asyncio.get_running_loop().create_future()
         if self.end_reason:
             self._ended.set_result(self.end_reason)
-        self._opened_ms = self._clock.now_ms()
         async with AsyncExitStack() as engines:
-            for engine in self.chain.engines:
-                await engines.enter_async_context(engine)
             try:
+                for engine in self.chain.engines:
+                    await engines.enter_async_context(engine)
                 self._begin(self._line)
                 await self._ended
             finally:

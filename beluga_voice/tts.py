@@ -24,6 +24,7 @@ from ._registry import Kind, Provider
 from ._streams import Channel, stop
 from .audio import Audio, Resampler
 from .chain import Stage
+from .clock import Timers
 from .engine import Context, Engine
 from .errors import ProtocolError, ProviderError
 from .frames import AudioOut, Failed, Frame, TextDelta
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 SENTENCES_AHEAD = 4
+FLUSH_MS = 80.0  # an agent that pauses for longer after a full stop has finished a sentence: "It costs 3." may go on with "50"
 FRAMES_AHEAD = 64
 
 
@@ -142,17 +144,34 @@ class SentenceSplitter:
         self._held += text
         parts = list(self._segment(self._language, self._held))
         self._held = parts.pop() if parts else ""
-        while len(self._held) > self._longest:
-            cut = self._held.rfind(" ", 1, self._longest)
-            cut = cut if cut > 0 else self._longest
-            parts.append(self._held[:cut])
-            self._held = self._held[cut:]
-        return [part.strip() for part in parts if part.strip()]
+        if self._held[-1:].isspace() and self.complete:
+            parts.append(self._held)
+            self._held = ""
+        elif len(self._held) > self._longest:
+            *early, self._held = _cut(self._held, self._longest)
+            parts += early
+        return [piece.strip() for part in parts for piece in _cut(part, self._longest) if piece.strip()]
+
+    @property
+    def complete(self) -> bool:
+        """True when what is held reads as a whole sentence, though nothing has followed it yet."""
+        return len(list(self._segment(self._language, f"{self._held.strip()} Next"))) > 1
 
     def rest(self) -> str:
         """What is left; the splitter is empty afterwards."""
         rest, self._held = self._held.strip(), ""
         return rest
+
+
+def _cut(text: str, longest: int) -> list[str]:
+    """`text` in pieces of at most `longest` characters, cut at spaces where there are any."""
+    pieces = []
+    while len(text) > longest:
+        at = text.rfind(" ", 1, longest)
+        at = at if at > 0 else longest
+        pieces.append(text[:at])
+        text = text[at:]
+    return [*pieces, text]
 
 
 def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options: Any) -> Stage:
@@ -171,7 +190,7 @@ def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options
         out: Channel[Frame] = Channel(FRAMES_AHEAD)
         texts: Channel[str] = Channel(SENTENCES_AHEAD)
         rate_hz = sample_rate_hz or context.output_rate_hz
-        reading = context.spawn(_read(engine, frames, texts, out), f"{engine.name} text")
+        reading = context.spawn(_read(engine, context, frames, texts, out), f"{engine.name} text")
         speaking = context.spawn(_speak(engine, context, texts, out, rate_hz), f"{engine.name} audio")
         try:
             async for frame in out:
@@ -184,22 +203,33 @@ def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options
     return Stage(engine.name, run, "tts", "mouth", needs, makes, engine=engine)
 
 
-async def _read(engine: TTS, frames: AsyncIterator[Frame], texts: Channel[str], out: Channel[Frame]) -> None:
-    """Pass frames on, and their text to the voice."""
+async def _read(
+    engine: TTS, context: Context, frames: AsyncIterator[Frame], texts: Channel[str], out: Channel[Frame]
+) -> None:
+    """Pass frames on, and their text to the voice: whole sentences, or as it comes where the voice takes that."""
     whole = engine.capabilities.streaming_text
     splitter = SentenceSplitter(getattr(engine.options, "language", "en"))
+    timers = Timers(context.clock)
+
+    def flush() -> None:
+        rest = splitter.rest()
+        if rest:
+            texts.put_over(rest)
+
     try:
         async for frame in frames:
+            timers.cancel()
             await out.put(frame)
             if type(frame) is TextDelta and frame.text:
                 for text in [frame.text] if whole else splitter.feed(frame.text):
                     await texts.put(text)
-        rest = splitter.rest()
-        if rest:
-            await texts.put(rest)
+                if not whole and splitter.complete:
+                    timers.set("flush", FLUSH_MS, flush)
+        flush()
     except Exception as error:
         out.close(error)
     finally:
+        timers.cancel()
         texts.close()
 
 

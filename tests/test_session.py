@@ -235,6 +235,16 @@ class TestBargeIn:
         assert call.turns[0].heard_text == call.turns[0].agent_text.strip()
         assert not call.times("reply_paused")
 
+    def test_half_duplex_ignores_speech_that_ends_within_the_reply(self):
+        """Even when its turn end falls after the reply; speech that goes on beyond the reply is a turn."""
+        deaf = SessionOptions(barge_in=BargeInOptions(enabled=False))
+        # "You said one." takes 600 ms from about 2,210 ms
+        inside = hold(chain(short), quiet(500) + speech(1_000) + quiet(900) + speech(250) + quiet(4_000), deaf)
+        assert [record.user_text for record in inside.turns] == ["one"]
+        beyond = hold(chain(short), quiet(500) + speech(1_000) + quiet(900) + speech(1_500) + quiet(4_000), deaf)
+        assert [record.user_text for record in beyond.turns] == ["one", "two"]
+        assert beyond.turns[1].speech_start_ms == pytest.approx(2_400, abs=32)
+
     @pytest.mark.parametrize("clean_up_s", [0.05, 3.0])
     def test_an_agent_that_will_not_stop_delays_nobody(self, clean_up_s):
         """One that cleans up for 3 s, or swallows its cancellation, neither delays nor speaks into the next turn."""
@@ -364,6 +374,44 @@ class TestAgent:
         answer, history = run_simulated(main())
         assert answer == "You said hello."
         assert [m.text for m in history] == ["hello", "You said hello."]
+
+    def test_ask_counts_what_is_said_by_say_and_end(self):
+        """An agent that ends the call answers with its goodbye; asking on is refused, and nobody is accused of holding."""
+
+        async def agent(text, history, session):
+            if text == "bye":
+                await session.end("Goodbye.")
+                return
+            session.say("By the way.")
+            await asyncio.sleep(3)
+            yield "Hello."
+
+        async def main():
+            session = Session(chain(agent), None)
+            answers = [await session.ask("hi"), await session.ask("bye")]
+            with pytest.raises(SessionClosedError):
+                await session.ask("more")
+            return answers, session.end_reason, session.counters["loop_held"], len(asyncio.all_tasks())
+
+        assert run_simulated(main()) == (["By the way.Hello.", "Goodbye."], "agent_ended", 0, 1)
+
+    def test_a_sentence_sounds_before_the_next_begins(self):
+        """An agent that thinks after a full stop is heard up to it meanwhile."""
+
+        async def agent(text, history):
+            yield "Let me see. "
+            await asyncio.sleep(2)
+            yield "It is"
+            yield " three."
+            await asyncio.sleep(2)
+            yield " I think."
+
+        call = hold(chain(agent), quiet(500) + speech(600) + quiet(9_000))
+        assert call.turns[0].tts_latency_ms < 10
+        begins = [event.at_ms for event in call.events if event.name == "reply_text"]
+        agent_audio = np.frombuffer(call.agent, "<i2")
+        third = agent_audio[int((begins[2] + 300) * 16) : int((begins[2] + 600) * 16)]
+        assert third.any()  # "It is three." sounds though nothing has followed it
 
     def test_who_holds_the_loop_is_named(self):
         """An agent that blocks for 80 ms is warned of by its name."""
@@ -571,3 +619,58 @@ class TestFaults:
         talk = quiet(500) + speech(600) + quiet(5_000) + speech(600) + quiet(3_000)
         call = hold(chain(short, Dying()), talk, SessionOptions(fallback=""))
         assert [record.user_text for record in call.turns] == ["again"]
+
+
+class TestSpeechToSpeech:
+    def test_a_model_that_hears_and_speaks_makes_turns_by_itself(self):
+        """Its transcript, text and audio make a turn that is played, can be interrupted, and enters the history."""
+        from beluga_voice import s2s
+        from beluga_voice.frames import AudioOut, ReplyEnded, TextDelta, TurnEnded
+
+        interrupts = []
+
+        class Talking(s2s.S2SSession):
+            def __init__(self):
+                self.loud_ms = self.quiet_ms = 0.0
+                self.turns = asyncio.Queue()
+
+            async def send_audio(self, audio):
+                loud = np.abs(np.frombuffer(audio.pcm, "<i2")).max(initial=0) > 100  # resampled silence is dithered
+                self.loud_ms += audio.duration_ms if loud else 0
+                self.quiet_ms = 0 if loud else self.quiet_ms + audio.duration_ms
+                if self.loud_ms > 200 and self.quiet_ms > 300:
+                    self.loud_ms = 0
+                    await self.turns.put("spoken")
+
+            async def send_text(self, text):
+                await self.turns.put(text)
+
+            async def send_tool_result(self, result):
+                pass
+
+            async def interrupt(self, played_ms):
+                interrupts.append(played_ms)
+
+            async def events(self):
+                while True:
+                    text = await self.turns.get()
+                    yield Transcript(text)
+                    yield TurnEnded(0.0, "model")
+                    yield TextDelta("I am a model.")
+                    yield AudioOut(speech(2_000), 24_000, "I am a model.")
+                    yield ReplyEnded(0, "", False)
+
+            async def aclose(self):
+                pass
+
+        class Model(s2s.S2S):
+            async def connect(self, history=()):
+                return Talking()
+
+        talk = quiet(500) + speech(800) + quiet(1_200) + speech(900) + quiet(5_000)
+        call = hold(Chain(LoudVAD(), Model()), talk)
+        assert [record.user_text for record in call.turns] == ["spoken", "spoken"]
+        assert call.turns[0].interrupted
+        assert len(interrupts) == 1
+        assert call.turns[1].heard_text == "I am a model."
+        assert call.history[-1].text == "I am a model."

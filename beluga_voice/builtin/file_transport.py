@@ -53,6 +53,7 @@ class FileTransport(RecordedLine):
 
     async def aclose(self) -> None:
         """Finish the output file."""
+        await super().aclose()
         sound, self._sound = self._sound, None
         if sound is not None:
             sound.close()

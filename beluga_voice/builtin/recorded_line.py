@@ -26,6 +26,8 @@ class RecordedLine(Transport):
         clock: whose time it keeps.
     """
 
+    capabilities = TransportCapabilities(live=False)
+
     def __init__(
         self,
         audio: Audio,
@@ -35,7 +37,6 @@ class RecordedLine(Transport):
         clock: Clock | None = None,
     ) -> None:
         self.audio = audio
-        self.capabilities = TransportCapabilities(live=False)
         self.input_rate_hz = self.output_rate_hz = audio.sample_rate_hz
         self.position_ms = 0.0
         self._tail_ms, self._on_audio, self._clock = tail_ms, on_audio, clock or Clock()
@@ -82,7 +83,11 @@ class RecordedLine(Transport):
             self._busy_ms = self._now_ms()
 
     async def aclose(self) -> None:
-        return None
+        if self._on_audio is not None and self._opened_ms is not None:
+            self._player.played_ms(self._now_ms())
+            agent, self._on_audio, on_audio = self._player.take_record(), None, self._on_audio
+            if agent:
+                on_audio(bytes(len(agent)), agent)
 
     def _all_said(self, now_ms: float) -> bool:
         spoken_ms = self.audio.duration_ms
