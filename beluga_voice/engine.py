@@ -128,7 +128,8 @@ class Context:
     """What a stage may ask of the session it runs in; without a session, a small world of its own.
 
     `inbox` is the head of the ears: what `emit` puts there overtakes the audio and passes every ears stage. `history` and
-    `session` are what an agent is given. `counters` counts what is dropped, by name. `spawn` is the only way for a stage to run something beside itself.
+    `session` are what an agent is given. `counters` counts what is dropped, by name. `spawn` is the only way for a stage
+    to run something beside itself.
 
     Use it as an async context manager when there is no session:
 

@@ -21,7 +21,7 @@ __all__ = ["Playout"]
 PIECE_MS = 20.0
 STEP_MS = 40.0
 ROUNDING_MS = 30.0
-FIRST_WORD_MS = 300.0  # a spoken word takes about this long: less of a sentence is none of it
+UNHEARD_MS = 150.0  # a syllable takes about this long: a reply that was stopped sooner was not heard
 
 
 @attrs.define(eq=False)
@@ -160,15 +160,21 @@ class Playout:
         return self._stopped_ms
 
     def heard_text(self) -> str:
-        """The text that was played: whole sentences, and of the last one the words heard (by their times, else by share)."""
+        """The text that was played: whole sentences, and of the last one the words heard (by their times, else by share).
+
+        Of a reply that was stopped within `UNHEARD_MS` nothing was heard; of any other at least a word.
+        """
         played = self._samples(self.played_ms + ROUNDING_MS)
+        if self.played_ms < UNHEARD_MS and not (self._finished and played >= self._total):
+            return ""
         ends = [span.start for span in self._spans[1:]] + [self._total]
         heard = []
         for span, end in zip(self._spans, ends):
             if end <= played and (self._finished or end < self._total):
                 heard.append(span.text)
             elif span.start < played:
-                heard.append(_heard_part(span, self._ms(played - span.start), (played - span.start) / max(1, end - span.start)))
+                share = (played - span.start) / max(1, end - span.start)
+                heard.append(_heard_part(span, self._ms(played - span.start), share, at_least=0 if heard else 1))
         return " ".join(text for text in heard if text)
 
     # --- sending -----------------------------------------------------------------------------------------------------
@@ -251,10 +257,10 @@ class Playout:
         return int(ms * self._rate_hz / 1000.0 + 1e-6)
 
 
-def _heard_part(span: _Span, played_ms: float, share: float) -> str:
+def _heard_part(span: _Span, played_ms: float, share: float, at_least: int) -> str:
     """The words of a sentence that were played: by their times where the voice gave them, else by the share played."""
     if span.words:
-        return " ".join(word.text for word in span.words if word.end_ms <= played_ms)
+        known = [word.text for word in span.words]
+        return " ".join(known[: max(at_least, sum(word.end_ms <= played_ms for word in span.words))])
     words = span.text.split()
-    at_least = 1 if played_ms >= FIRST_WORD_MS else 0
     return " ".join(words[: max(at_least, int(len(words) * share))])

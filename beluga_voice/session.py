@@ -333,7 +333,7 @@ class Session:
     # --- limits ------------------------------------------------------------------------------------------------------
 
     def _too_long(self) -> None:
-        self._tell("warning", -1, message=f"the session has lasted {self.options.max_session_ms:g} ms and closes at a turn's end")
+        self._tell("warning", -1, message=f"after {self.options.max_session_ms:g} ms the session closes at a turn's end")
         self._dialogue.end("", "max_session")
 
     def _check_idle(self) -> None:

@@ -86,7 +86,7 @@ class TTS(Engine, ABC):
         if cls.synthesize is TTS.synthesize and cls.synthesize_stream is TTS.synthesize_stream:
             raise TypeError(
                 f"{cls.__name__} has neither synthesize nor synthesize_stream; "
-                "write `async def synthesize(self, text: str) -> Audio`, or the async generator `synthesize_stream(self, texts)`"
+                "write `async def synthesize(self, text: str) -> Audio`, or the generator `synthesize_stream(self, texts)`"
             )
 
     async def synthesize(self, text: str) -> Audio:

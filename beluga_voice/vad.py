@@ -193,6 +193,7 @@ class _Windows:
         self._rate_hz, self._samples = capabilities.sample_rate_hz, capabilities.window_samples
         self.window_ms = self._samples * 1000.0 / self._rate_hz
         self.end_ms = 0.0
+        self._resampler: Resampler | None = None
         self._begin(0.0)
 
     def follows(self, frame: AudioIn) -> bool:
@@ -220,7 +221,7 @@ class _Windows:
     def _begin(self, at_ms: float) -> None:
         self._origin_ms, self._count = at_ms, 0
         self._cut = Rechunker(self._samples)
-        self._resampler: Resampler | None = None
+        self._resampler = None
 
 
 _kind = Kind("vad")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from beluga_voice.chain import processor
 from beluga_voice.clock import run_simulated
 from beluga_voice.engine import Context
 from beluga_voice.frames import AudioIn, AudioOut, Frame, TextIn, Transcript
-from beluga_voice.testing import LoudVAD, speech
+from beluga_voice.testing import speech
 from beluga_voice.vad import VAD, VADStream
 
 FRAME = AudioIn(bytes(640), 16_000, 0.0)
@@ -229,14 +229,15 @@ def main() -> None:
     for live in (1, 100):
         took = turn_to_audio(live)
         print(
-            f"turn -> first audio, {live:3d} live: median {statistics.median(took):.3f} ms, p99 {took[int(len(took) * 0.99)]:.3f} ms"
+            f"turn -> first audio, {live:3d} live: median {statistics.median(took):.3f} ms, "
+            f"p99 {took[int(len(took) * 0.99)]:.3f} ms"
         )
     kilobytes, tasks = idle_session()
     print(f"idle session: {kilobytes:.1f} kB, {tasks:.1f} tasks")
     for talking in (False, True):
         print(f"sessions per core, {'talking' if talking else 'silent'}: {sessions_per_core(talking):.0f}")
     print("import over numpy's: {:.3f} s CPU, {:.1f} MB; {:.1f} MB in all".format(*import_cost()))
-    print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB; load {', '.join(f'{x:.1f}' for x in __import__('os').getloadavg())}")
+    print("load", *(f"{load:.1f}" for load in os.getloadavg()))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class TestLifetimes:
                 return engine.options.size, other.options.size, other.log
 
         assert run_simulated(main()) == (1, 3, ["warm", "closed"])
-        with pytest.raises(OptionError, match="no option 'sise'.*did you mean 'size'"):
+        with pytest.raises(OptionError, match=r"no option 'sise'.*did you mean 'size'"):
             Counting().with_options(sise=2)
 
     def test_a_session_opens_its_handle_once_and_closes_it(self):

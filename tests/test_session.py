@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -274,10 +275,8 @@ class TestBargeIn:
 
                 async for text in texts:
                     for _ in range(60):
-                        try:
+                        with contextlib.suppress(asyncio.CancelledError):
                             await asyncio.sleep(0.05)
-                        except asyncio.CancelledError:
-                            pass
                         yield AudioOut(speech(100), 16_000, text)
                         text = ""
 
@@ -418,7 +417,7 @@ class TestAgent:
         import time
 
         async def blocker(text, history):
-            time.sleep(0.08)  # the fault under test
+            time.sleep(0.08)  # noqa: ASYNC251 - the fault under test
             return "Done."
 
         call = hold(chain(blocker), quiet(500) + speech(600) + quiet(3_000))

@@ -83,9 +83,10 @@ class RecordedLine(Transport):
             self._busy_ms = self._now_ms()
 
     async def aclose(self) -> None:
-        if self._on_audio is not None and self._opened_ms is not None:
+        on_audio, self._on_audio = self._on_audio, None
+        if on_audio is not None and self._opened_ms is not None:
             self._player.played_ms(self._now_ms())
-            agent, self._on_audio, on_audio = self._player.take_record(), None, self._on_audio
+            agent = self._player.take_record()
             if agent:
                 on_audio(bytes(len(agent)), agent)
 
