@@ -240,6 +240,11 @@ class Registry:
                 )
                 broken.__cause__ = plugin.error
                 return broken
+        if bare in self.left_out():
+            return UnknownProviderError(
+                f"no {kind} is called {name!r}: BELUGA_VOICE_PLUGINS is {os.environ[ONLY]!r} and leaves the installed plugin "
+                f"{bare!r} out. Add it there, or unset the variable"
+            )
         installed = self.names(kind)
         parts = [f"no {kind} is called {name!r}; installed: {', '.join(installed) or 'none'}."]
         close = nearest(bare, installed)

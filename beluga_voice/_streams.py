@@ -35,12 +35,12 @@ class Channel(AsyncIterator[T], Generic[T]):
         self.dropped_weight = 0.0
         self._weigh = weigh
         self._items: deque[T] = deque()
-        self._urgent: deque[T] = deque()
+        self._urgent: list[T] = []  # lists where few wait: a deque takes 760 bytes even when empty
         self._load = 0.0
         self._closed = False
         self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
-        self._writers: deque[asyncio.Future[None]] = deque()
+        self._writers: list[asyncio.Future[None]] = []
 
     @property
     def load(self) -> float:
@@ -119,7 +119,7 @@ class Channel(AsyncIterator[T], Generic[T]):
 
     def _let_writers(self) -> None:
         while self._writers:
-            writer = self._writers.popleft()
+            writer = self._writers.pop(0)
             if not writer.done():
                 writer.set_result(None)
                 return
@@ -130,7 +130,7 @@ class Channel(AsyncIterator[T], Generic[T]):
     async def __anext__(self) -> T:
         while True:
             if self._urgent:
-                return self._urgent.popleft()
+                return self._urgent.pop(0)
             if self._items:
                 item = self._items.popleft()
                 self._load -= self._weigh(item)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import attrs
@@ -227,13 +227,18 @@ class Chain:
     async def process(self, frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[AsyncIterator[Frame]]:
         """Run the stages over `frames`; on leaving, every stage is closed, the last first."""
         watch = context.watch
-        async with AsyncExitStack() as opened:
-            takers = [stage.name for stage in self.stages[1:]] + ["session"]
-            for stage, taker in zip(self.stages, takers):
-                frames = _closing(stage.process(frames, context), opened)
+        opened: list[AsyncIterator[Frame]] = []
+        try:
+            for at, stage in enumerate(self.stages, 1):
+                frames = stage.process(frames, context)
+                opened.append(frames)
                 if watch is not None:
-                    frames = _closing(watch.between(stage.name, frames, taker), opened)
+                    taker = self.stages[at].name if at < len(self.stages) else "session"
+                    frames = watch.between(stage.name, frames, taker)
+                    opened.append(frames)
             yield frames
+        finally:
+            await _close(opened)
 
     def _placed(self) -> Iterator[Stage]:
         made: set[type] = {AudioIn}
@@ -282,11 +287,18 @@ class Chain:
             made |= stage.makes
 
 
-def _closing(frames: AsyncIterator[Frame], opened: AsyncExitStack) -> AsyncIterator[Frame]:
-    close = getattr(frames, "aclose", None)
-    if close is not None:
-        opened.push_async_callback(close)
-    return frames
+async def _close(opened: list[AsyncIterator[Frame]]) -> None:
+    """Close all, the last first, whatever one of them raises; the first failure is raised in the end."""
+    failure: BaseException | None = None
+    while opened:
+        close = getattr(opened.pop(), "aclose", None)
+        try:
+            if close is not None:
+                await close()
+        except BaseException as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _stage(one: Any) -> Stage:

@@ -98,7 +98,7 @@ def build(options: type[T], given: Mapping[str, Any], owner: str) -> T:
     valid = ", ".join(f"{name} ({_type_name(hints[name])})" for name in fields) or "no options"
     for name in given:
         if name not in fields:
-            raise OptionError(f"{owner} has no option {name!r}; {_did_you_mean(name, fields)}It takes: {valid}")
+            raise OptionError(f"{owner} has no option {name!r}{_did_you_mean(name, fields)} It takes: {valid}")
     for name, field in fields.items():
         if field.default is attrs.NOTHING and name not in given:
             raise OptionError(f"{owner} needs the option {name!r} ({_type_name(hints[name])}). It takes: {valid}")
@@ -121,7 +121,7 @@ def nearest(word: str, known: typing.Iterable[str]) -> str | None:
 
 def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     close = nearest(word, known)
-    return f"did you mean {close!r}? " if close else ""
+    return f"; did you mean {close!r}?" if close else "."
 
 
 def _checked(value: Any, hint: Any, field: attrs.Attribute[Any], owner: str) -> Any:

@@ -234,7 +234,7 @@ class _Listener:
         self._reading: asyncio.Task[None] | None = None
         self._resampler: Resampler | None = None
         self._owed = 0
-        self._answered = asyncio.Event()
+        self._all_answered: asyncio.Future[None] | None = None
         self._late: list[Frame] | None = None
 
     def put(self, item: Audio | Command) -> None:
@@ -244,7 +244,6 @@ class _Listener:
             return
         if item == "finalize":
             self._owed += 1
-            self._answered.clear()
         self._work.put_over(item)
         if self._feeding is None:
             self._feeding = self._context.spawn(self._feed(), f"{self._engine.name} stream")
@@ -271,7 +270,8 @@ class _Listener:
                     await self._give_up(error)
             if self._owed > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._answered.wait(), DRAIN_MS / 1000.0)
+                    self._all_answered = asyncio.get_running_loop().create_future()
+                    await asyncio.wait_for(self._all_answered, DRAIN_MS / 1000.0)
         finally:
             await self._close_stream()
 
@@ -317,8 +317,8 @@ class _Listener:
 
     def _answer(self) -> None:
         self._owed -= 1
-        if self._owed <= 0:
-            self._answered.set()
+        if self._owed <= 0 and self._all_answered is not None and not self._all_answered.done():
+            self._all_answered.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         """Announce the failure; what was owed is answered with nothing."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from beluga_voice._streams import Channel, Reaper, Tasks, WorkPool, finish, stop
 from beluga_voice.clock import run_simulated
+from beluga_voice.errors import SessionClosedError
 
 weights = st.integers(1, 5)
 moves = st.one_of(
@@ -349,9 +350,11 @@ class TestWorkPool:
             await asyncio.sleep(0)
             release.set()
             await closing
-            await asyncio.wait(calls)
+            return await asyncio.gather(*calls, return_exceptions=True)
 
-        run_simulated(main())
+        first, *others = run_simulated(main())
+        assert first is True
+        assert [type(other) for other in others] == [SessionClosedError, SessionClosedError]
         assert begun == [0]
         assert threading.active_count() == before
 
