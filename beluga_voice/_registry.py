@@ -23,6 +23,7 @@ __all__ = ["KINDS", "Kind", "Plugin", "Provider", "Registry", "registry"]
 KINDS = ("stt", "tts", "vad", "turn", "agent", "s2s", "transport", "store", "processor")
 BUILTIN = "beluga-voice"
 HERE = "(this program)"
+ONLY = "BELUGA_VOICE_PLUGINS"
 
 
 @attrs.frozen
@@ -121,6 +122,8 @@ class Registry:
             DuplicateProviderError: two distributions have it.
             BrokenPluginError: the plugin of that name does not load.
         """
+        if not isinstance(name, str):
+            raise UnknownProviderError(f"a {kind} is asked for as {name!r}; expected its name as text")
         distribution, _, bare = name.rpartition(":")
         self._load_for(kind, bare, distribution)
         held = self._providers[kind].get(bare, [])
@@ -240,16 +243,14 @@ class Registry:
                 )
                 broken.__cause__ = plugin.error
                 return broken
-        if bare in self.left_out():
-            return UnknownProviderError(
-                f"no {kind} is called {name!r}: BELUGA_VOICE_PLUGINS is {os.environ[ONLY]!r} and leaves the installed plugin "
-                f"{bare!r} out. Add it there, or unset the variable"
-            )
         installed = self.names(kind)
         parts = [f"no {kind} is called {name!r}; installed: {', '.join(installed) or 'none'}."]
         close = nearest(bare, installed)
         listed = _known_distributions().get(kind, {})
-        if close:
+        left_out = _left_out()
+        if bare in left_out:
+            parts.append(f"{ONLY} leaves out the plugin {bare!r}: add it there, or unset that environment variable.")
+        elif close:
             parts.append(f"Did you mean {close!r}?")
         elif bare in listed:
             parts.append(f"Install it: pip install {listed[bare]}")
@@ -258,6 +259,8 @@ class Registry:
         broken_ones = [plugin.distribution for plugin in self._known().values() if plugin.error]
         if broken_ones:
             parts.append(f"Broken and left out: {', '.join(broken_ones)} (see: beluga-voice providers)")
+        if left_out and bare not in left_out:
+            parts.append(f"{ONLY} leaves out: {', '.join(left_out)}")
         return UnknownProviderError(" ".join(parts))
 
 
@@ -285,15 +288,26 @@ class Kind:
 
 
 def _installed_plugins() -> list[Plugin]:
-    plugins = []
-    wanted = os.environ.get("BELUGA_VOICE_PLUGINS")
-    allowed = None if wanted is None else {name.strip() for name in wanted.split(",") if name.strip()}
+    return [plugin for plugin in _all_plugins() if _is_wanted(plugin)]
+
+
+def _left_out() -> list[str]:
+    """The installed plugins that the environment keeps from being loaded."""
+    return sorted({plugin.name for plugin in _all_plugins() if not _is_wanted(plugin)}) if ONLY in os.environ else []
+
+
+def _is_wanted(plugin: Plugin) -> bool:
+    wanted = os.environ.get(ONLY)
+    return wanted is None or plugin.distribution == BUILTIN or plugin.name in map(str.strip, wanted.split(","))
+
+
+def _all_plugins() -> list[Plugin]:
     from importlib import metadata  # here, so that importing the package stays quick
 
+    plugins = []
     for entry in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda entry: entry.name):
         distribution = entry.dist.name if entry.dist else entry.value
-        if allowed is None or entry.name in allowed or distribution == BUILTIN:
-            plugins.append(Plugin(entry.name, distribution, entry.dist.version if entry.dist else "", entry.load))
+        plugins.append(Plugin(entry.name, distribution, entry.dist.version if entry.dist else "", entry.load))
     return plugins
 
 

@@ -25,8 +25,8 @@ class Channel(AsyncIterator[T], Generic[T]):
     """A bounded queue for one reader, with a fast lane.
 
     Items come out in order, urgent ones before all others. `limit` is in what `weigh` counts (items, or ms of audio).
-    `put` waits while it is full (back-pressure); `put_dropping` makes room by dropping the oldest and counts it in
-    `dropped` (items) and `dropped_weight`.
+    `put` waits while it is full (back-pressure); `put_dropping` makes room by dropping the oldest that weigh anything and
+    counts them in `dropped` (items) and `dropped_weight`.
     """
 
     def __init__(self, limit: float, weigh: Callable[[T], float] = lambda _: 1.0) -> None:
@@ -72,11 +72,17 @@ class Channel(AsyncIterator[T], Generic[T]):
         """Add an item now, dropping the oldest ones if there is no room. After `close` it is ignored."""
         if self._closed:
             return
+        weightless: list[T] = []
         while self._load >= self.limit and self._items:
-            weight = self._weigh(self._items.popleft())
+            oldest = self._items.popleft()
+            weight = self._weigh(oldest)
+            if not weight:
+                weightless.append(oldest)
+                continue
             self._load -= weight
             self.dropped += 1
             self.dropped_weight += weight
+        self._items.extendleft(reversed(weightless))
         self._add(item)
 
     def put_over(self, item: T) -> None:

@@ -24,12 +24,12 @@ class BargeIn:
     """Watches the speech during one reply.
 
     Suspected speech pauses; `min_speech_ms` of sure speech cuts; `false_alarm_ms` of quiet lets a paused reply go on (at once
-    where nothing of it has sounded yet: then nobody waits for silence to be proven). `speech_start_ms` is where the speech
-    last suspected began.
+    where nothing of it has sounded yet: then nobody waits for silence to be proven). `loud` is the probability from which a
+    window is speech: the VAD's threshold. `speech_start_ms` is where the speech last suspected began.
     """
 
-    def __init__(self, options: BargeInOptions) -> None:
-        self._options = options
+    def __init__(self, options: BargeInOptions, loud: float = LOUD) -> None:
+        self._options, self._loud = options, loud
         self.speech_start_ms = 0.0
         self._from_ms: float | None = None
         self._loud_ms = 0.0
@@ -58,13 +58,13 @@ class BargeIn:
         return None
 
     def _window(self, window: SpeechProbability, unheard: bool) -> Verdict | None:
-        if window.probability >= LOUD:
+        if window.probability >= self._loud:
             self._loud_ms = window.end_ms
         wait_ms = 0.0 if unheard and not self._sure else self._options.false_alarm_ms
-        if window.probability < LOUD and window.end_ms - self._loud_ms >= wait_ms and not self._sure:
+        if window.probability < self._loud and window.end_ms - self._loud_ms >= wait_ms and not self._sure:
             self._from_ms = None
             return Verdict.GO_ON
-        return self._cut(window.end_ms, unheard) if window.probability >= LOUD else None
+        return self._cut(window.end_ms, unheard) if window.probability >= self._loud else None
 
     def _cut(self, now_ms: float, unheard: bool) -> Verdict | None:
         needed_ms = 0.0 if unheard else self._options.min_speech_ms

@@ -42,7 +42,7 @@ from . import _imports, _registry, agent, s2s, stt, tts, turn, vad
 from ._toml import Path, TomlFile, read_text, shown
 from .chain import Chain, FrameProcessor
 from .engine import Engine
-from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError
+from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError, UnknownProviderError
 from .options import build, nearest, option
 from .settings import BargeInOptions, SessionOptions
 
@@ -332,10 +332,8 @@ class _Reader:
         others = [other for other in dict.fromkeys(names) if other != name]
         close = nearest(anchor, others)
         hint = f"Did you mean {close!r}? " if close and close != anchor else ""
-        there = ", ".join(others)
-        return self._error(
-            (*path, side), f"{shown(path)} stands {side} {anchor!r}, which is not there. {hint}The chain has: {there}"
-        )
+        message = f"{shown(path)} stands {side} {anchor!r}, which is not there. {hint}The chain has: {', '.join(others)}"
+        return self._error((*path, side), message)
 
     # --- errors ------------------------------------------------------------------------------------------------------
 
@@ -348,6 +346,9 @@ class _Reader:
         about = [key for key in table if f"option {key!r}" in told or f"argument {key!r}" in told]
         if not about and "provider" in table and not isinstance(error, OptionError):
             about = ["provider"]
+        name = str(table.get("provider"))
+        if isinstance(error, UnknownProviderError) and "." in name and ":" not in name:
+            told += f' One of your own is written "{":".join(name.rsplit(".", 1))}".'
         if not isinstance(error, BelugaVoiceError):
             told = f"{shown(path)} cannot be made: {type(error).__name__}: {error}"
         return self._error((*path, *about[:1]), told, OptionError if isinstance(error, OptionError) else ConfigError)

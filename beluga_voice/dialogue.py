@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import attrs
-
 from .barge_in import Verdict
 from .chain import Chain
 from .clock import Timers
@@ -40,26 +38,14 @@ from .frames import (
 )
 from .history import History
 from .mouth import Mouth
-from .reply import Reply
+from .reply import Reply, Say
 from .settings import SessionOptions
 from .state import Happening, SessionState, move
 from .transport import Transport
 
-__all__ = ["Dialogue", "Say"]
+__all__ = ["Dialogue"]
 
-
-@attrs.define(eq=False)
-class Say:
-    """Something to say of one's own accord; `done` tells whether all of it was played."""
-
-    text: str
-    interruptible: bool
-    done: asyncio.Future[bool]
-
-    def settle(self, played: bool) -> None:
-        """Tell whoever waits."""
-        if not self.done.done():
-            self.done.set_result(played)
+GIVE_UP_MS = 10_000.0  # words that come later than this are not waited for
 
 
 class Dialogue:
@@ -75,6 +61,7 @@ class Dialogue:
         tell: announces an event: `tell(name, turn_index, **data)`.
         on_finished: told the record of each finished turn.
         end: closes the session with a reason.
+        line_failed: told the error when the line cannot be spoken over.
     """
 
     def __init__(
@@ -89,6 +76,7 @@ class Dialogue:
         tell: Callable[..., None],
         on_finished: Callable[[TurnRecord], None],
         end: Callable[[str], None],
+        line_failed: Callable[[Exception], None],
     ) -> None:
         self._context, self._options = context, options
         self._now_ms, self._offset_ms, self._tell, self._on_finished, self._end = now_ms, offset_ms, tell, on_finished, end
@@ -110,7 +98,9 @@ class Dialogue:
             on_over=self._reply_over,
             on_end_call=lambda: self.end("", "agent_ended"),
             on_stuck_full=self._too_many_stuck,
+            on_line_failed=line_failed,
         )
+        self._open = False
         self._timers = Timers(context.clock)
         self._turn: Turn | None = None
         self._turns = 0
@@ -151,10 +141,12 @@ class Dialogue:
 
     def ready(self) -> None:
         """The line is open: greet, or listen."""
+        self._open = True
         if self._options.greeting:
             self.say(self._options.greeting, interrupt=False, interruptible=True)
         else:
             self.move(Happening.READY)
+            self._next()
 
     def say(self, text: str, *, interrupt: bool, interruptible: bool) -> Say:
         """Queue `text` to be said when nobody speaks; with `interrupt`, instead of what is being said.
@@ -260,7 +252,7 @@ class Dialogue:
     def _interrupt(self, reply: Reply, source: str) -> None:
         """Silence the reply for `source` ("speech", "text", "say", "cancelled"); what was heard decides whose turn it was."""
         played_ms = self.mouth.stop(reply)
-        heard = reply.playout.heard_text()
+        heard = reply.heard_text()
         happening = {
             SessionState.PROCESSING: Happening.REOPENED,
             SessionState.RESPONDING: Happening.BARGED_IN,
@@ -268,6 +260,7 @@ class Dialogue:
         }.get(self.state)
         if happening is not None:
             self.move(happening)
+        self._context.emit(Interrupted(reply.number, played_ms, heard))
         by_caller = source in ("speech", "text")
         if by_caller and not heard and reply.turn is not None:
             self._reopen(reply.turn)
@@ -277,7 +270,6 @@ class Dialogue:
             self._saying = None
         self._tell("interrupted", self._index(), reply=reply.number, played_ms=played_ms, heard_text=heard, source=source)
         self._finish(reply, interrupted=True)
-        self._context.emit(Interrupted(reply.number, played_ms, heard))
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
@@ -290,9 +282,10 @@ class Dialogue:
             self._turns += 1
             self._tell("turn_started", self._turn.index)
             self._limit_turn(self._turn)
-        elif self.state is SessionState.PROCESSING:
+        elif self._turn.ended_ms is not None:  # its words are not there yet, or were late
             self._timers.cancel("final")
-            self.move(Happening.REOPENED)
+            if self.state is SessionState.PROCESSING:
+                self.move(Happening.REOPENED)
             self._reopen(self._turn)
         if speech_start_ms is not None and self._turn.speech_start_ms is None:
             self._turn.speech_start_ms = speech_start_ms + self._offset_ms()
@@ -368,6 +361,8 @@ class Dialogue:
 
     def _transcript(self, frame: Transcript) -> None:
         turn = self._expecting[0] if self._expecting else (self._turn if self.mouth.reply is None else None)
+        if frame.text and not self._stt_closes and self._idle() and not self._talked_over:
+            turn = self._open_turn(None)  # words where no VAD tells of speech
         if turn is not None and frame.text:
             self._tell("transcript", turn.index, text=frame.text, is_final=frame.is_final, confidence=frame.confidence)
             if frame.is_final:
@@ -396,6 +391,25 @@ class Dialogue:
             self._answer(turn)
         else:
             self.move(Happening.NOTHING_TO_SAY)
+            self._timers.set("final", GIVE_UP_MS, self._give_up, turn)
+
+    def _give_up(self, turn: Turn) -> None:
+        """The words of a turn have not come at all."""
+        self._turn = None
+        self._tell("turn_empty", turn.index)
+        self._next()
+
+    def deafened(self) -> None:
+        """The ears begin anew: what they owed will not come, and that speech ends will not be heard."""
+        self._stt_failed = True
+        if self._speaking:
+            now_ms = self._now_ms() - self._offset_ms()
+            self._speech_ended(SpeechEnded(now_ms, now_ms))
+        while self._expecting:
+            self._transcript(Transcript("", closes=True))
+        if self._turn is not None and self._turn.ended_ms is None and self.mouth.reply is None:
+            self._process(self._turn, "ears")
+            self._answer(self._turn)
 
     def _failed(self, frame: Failed) -> None:
         """A stage of the ears failed at something; the session listens on."""
@@ -431,7 +445,7 @@ class Dialogue:
             SessionState.CONNECTED: Happening.READY,
         }.get(self.state)
         self._finish(reply, interrupted=False)
-        self._context.emit(ReplyEnded(reply.number, reply.playout.heard_text(), False))
+        self._context.emit(ReplyEnded(reply.number, reply.heard_text(), False))
         if happening is not None:
             self.move(happening)
         if self._speaking:  # into a reply that could not be interrupted: what goes on beyond it is heard
@@ -442,19 +456,20 @@ class Dialogue:
     def _finish(self, reply: Reply, *, interrupted: bool) -> None:
         """The reply is over: the history gets what was heard, the listeners the turn's record."""
         self.active_ms = self._now_ms()
-        turn, heard = reply.turn, reply.playout.heard_text()
+        turn, heard = reply.turn, reply.heard_text()
         self.history.add_turn(turn.text if turn else "", heard, tuple(reply.tools))
         saying, self._saying = self._saying, None
         if saying is not None:
-            saying.settle(not interrupted)
+            saying.settle(not interrupted and not reply.failed)
         if turn is not None:
             if turn is self._turn:
                 self._turn = None
-            self._on_finished(turn.record(reply.text, heard, interrupted))
+            text = f"{reply.before} {reply.text}".strip() if reply.before else reply.text
+            self._on_finished(turn.record(text, heard, interrupted))
 
     def _next(self) -> None:
         """At a turn boundary: say what waits, or close."""
-        if not self._idle() or self.state not in (SessionState.LISTENING, SessionState.CONNECTED):
+        if not (self._open and self._idle()) or self.state not in (SessionState.LISTENING, SessionState.CONNECTED):
             return
         if self._says:
             self._saying = say = self._says.popleft()

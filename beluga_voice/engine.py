@@ -115,9 +115,14 @@ class Engine:
 
     async def _leave(self) -> None:
         self._users -= 1
+        if self._users or self._warming is None:
+            return
+        async with self._warming:  # whoever comes meanwhile waits for the closing, and warms it again
+            if self._users == 0:
+                self._warm = False
+                await self.aclose()
         if self._users == 0:
-            self._warming, self._warm = None, False
-            await self.aclose()
+            self._warming = None
 
 
 def _audio_ms(frame: Frame) -> float:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ._streams import Reaper
-from .barge_in import BargeIn
+from .barge_in import LOUD, BargeIn
 from .chain import Chain
 from .clock import Timers
 from .engine import Context
-from .errors import AgentError
+from .errors import AgentError, LineLost
 from .events import Turn
 from .frames import (
     AudioOut,
@@ -35,6 +35,8 @@ from .transport import Transport
 
 __all__ = ["Mouth"]
 
+LINE_STALLED_MS = 10_000.0  # a line that plays nothing of what it was sent for so long is lost
+
 
 class Mouth:
     """Speaks over one line.
@@ -50,6 +52,7 @@ class Mouth:
         on_over: told when a reply was played to its end, or made no sound.
         on_end_call: told when the agent wants to hang up.
         on_stuck_full: told when more replies refuse to stop than are allowed.
+        on_line_failed: told the error when the line cannot be spoken over.
 
     Attributes:
         reply: what is being said; None when nothing is.
@@ -68,13 +71,16 @@ class Mouth:
         on_over: Callable[[Reply], None],
         on_end_call: Callable[[], None],
         on_stuck_full: Callable[[], None],
+        on_line_failed: Callable[[Exception], None],
     ) -> None:
         self._stages = chain.split()[1]
         self._voice = Chain._of(tuple(stage for stage in self._stages.stages if not stage.replies))
         self._line, self._context, self._options = line, context, options
         self._now_ms, self._tell, self._on_sent, self._on_over = now_ms, tell, on_sent, on_over
-        self._on_end_call, self._on_stuck_full = on_end_call, on_stuck_full
+        self._on_end_call, self._on_stuck_full, self._on_line_failed = on_end_call, on_stuck_full, on_line_failed
         self._timers = Timers(context.clock)
+        vad = chain.stage("vad")
+        self._loud = getattr(vad.engine.options, "threshold", LOUD) if vad is not None and vad.engine is not None else LOUD
         self._count = 0
         self.reaper = Reaper(options.cancel_grace_ms, options.max_stuck, self._stuck)
         self.reply: Reply | None = None
@@ -84,7 +90,6 @@ class Mouth:
     def answer(self, turn: Turn) -> None:
         """Have the agent answer a turn."""
         reply = self._new(self._stages, TurnEnded(turn.ended_ms or 0.0, turn.source, text=turn.text), turn)
-        self._await_agent(reply)
         self._begin(reply)
 
     def say(self, text: str, turn: Turn | None = None, *, interruptible: bool = True) -> Reply:
@@ -93,9 +98,12 @@ class Mouth:
         self._begin(reply)
         return reply
 
-    def fall_back(self, turn: Turn) -> None:
-        """Say the fallback instead of an answer."""
-        self.say(self._options.fallback, turn).fallback = True
+    def fall_back(self, turn: Turn, failed: Reply | None = None) -> None:
+        """Say the fallback instead of an answer, or after what was heard of one that failed."""
+        reply = self.say(self._options.fallback, turn)
+        reply.fallback = True
+        if failed is not None:
+            reply.before, reply.tools = failed.heard_text(), failed.tools
 
     def relay(self, turn: Turn) -> None:
         """Speak what comes by the ears (speech to speech) as the answer to a turn."""
@@ -105,7 +113,7 @@ class Mouth:
     def stop(self, reply: Reply) -> float:
         """Stop sending and clear the line, then stop the mouth, waiting for nothing; how much was played, in ms."""
         played_ms = reply.cut()
-        self._timers.cancel("agent")
+        self._timers.cancel("progress")
         if reply is self.reply:
             self.reply = None
         for task in reply.tasks:
@@ -126,7 +134,9 @@ class Mouth:
             limit_ms=self._options.max_reply_audio_ms,
             on_first_sent=lambda: self._first_sent(reply),
         )
-        barge_in = BargeIn(self._options.barge_in) if interruptible and self._options.barge_in.enabled else None
+        barge_in = None
+        if interruptible and self._options.barge_in.enabled:
+            barge_in = BargeIn(self._options.barge_in, self._loud)
         reply = Reply(
             self._count, stages, first, turn=turn, playout=playout, barge_in=barge_in, on_frame=self._reply_frame
         )
@@ -134,6 +144,7 @@ class Mouth:
         return reply
 
     def _begin(self, reply: Reply) -> None:
+        self._await_progress(reply)
         if reply.made_here:
             reply.tasks.append(self._context.spawn(self._make(reply), f"reply {reply.number}"))
         reply.tasks.append(self._context.spawn(self._play(reply), f"playout {reply.number}"))
@@ -144,9 +155,13 @@ class Mouth:
         await reply.make(self._context)
 
     async def _play(self, reply: Reply) -> None:
-        await reply.playout.run()
-        if reply is self.reply:
-            self._over(reply)
+        try:
+            await reply.playout.run()
+        except Exception as error:
+            self._on_line_failed(error)
+        else:
+            if reply is self.reply:
+                self._over(reply)
 
     def _first_sent(self, reply: Reply) -> None:
         if reply.turn is not None and reply.turn.sent_ms is None:
@@ -156,11 +171,11 @@ class Mouth:
 
     def _over(self, reply: Reply) -> None:
         """All of it was played, or there was nothing to play."""
-        self._timers.cancel("agent")
+        self._timers.cancel("progress")
         if not reply.cancelled:
             self._tell_ended(reply, interrupted=False)
         if reply.turn is not None and reply.failed and not reply.fallback and self._options.fallback:
-            self.fall_back(reply.turn)
+            self.fall_back(reply.turn, reply)
             return
         self.reply = None
         self._on_over(reply)
@@ -168,7 +183,7 @@ class Mouth:
     def _tell_ended(self, reply: Reply, *, interrupted: bool) -> None:
         index = reply.turn.index if reply.turn else -1
         self._tell(
-            "reply_ended", index, reply=reply.number, heard_text=reply.playout.heard_text(), interrupted=interrupted
+            "reply_ended", index, reply=reply.number, heard_text=reply.heard_text(), interrupted=interrupted
         )
 
     def _reply_frame(self, reply: Reply, frame: Frame) -> None:
@@ -189,23 +204,30 @@ class Mouth:
             self._tell("error", index, stage=frame.stage, message=str(frame.error), error=frame.error)
         elif isinstance(frame, (ToolCalled, ToolReturned)):
             self._tell("tool", index, tool=frame)
-        if "agent" in self._timers and reply is self.reply:
-            self._await_agent(reply)
+        if "progress" in self._timers and reply is self.reply:
+            self._await_progress(reply)
 
-    # --- an agent that gives nothing ---------------------------------------------------------------------------------
+    # --- replies that get nowhere ------------------------------------------------------------------------------------
 
-    def _await_agent(self, reply: Reply) -> None:
-        self._timers.set("agent", self._options.agent_timeout_ms, self._agent_late, reply)
+    def _await_progress(self, reply: Reply) -> None:
+        self._timers.set("progress", self._options.agent_timeout_ms, self._late, reply)
 
-    def _agent_late(self, reply: Reply) -> None:
-        """No words, tools or audio for too long: once all is played, give the agent up."""
+    def _late(self, reply: Reply) -> None:
+        """No words, tools or audio for too long: once all is played, give up the agent; a line that plays nothing, at once."""
         if reply is not self.reply:
             return
-        if reply.playout.finished or reply.playout.held_ms > 0:
-            self._await_agent(reply)
+        if reply.playout.held_ms > 0 or reply.playout.finished:
+            seen_ms, played_ms = reply.seen
+            if reply.playout.paused or reply.playout.played_ms > played_ms or seen_ms < 0:
+                reply.seen = self._now_ms(), reply.playout.played_ms
+            elif self._now_ms() - seen_ms >= LINE_STALLED_MS:
+                self._on_line_failed(LineLost(f"nothing was played for {LINE_STALLED_MS:g} ms"))
+                return
+            self._await_progress(reply)
             return
         index = reply.turn.index if reply.turn else -1
-        error = AgentError(f"the agent gave nothing for {self._options.agent_timeout_ms:g} ms; expected words sooner")
+        waited_ms = self._options.agent_timeout_ms
+        error = AgentError(f"the reply came no further for {waited_ms:g} ms; expected words or sound sooner")
         self._tell("error", index, stage="agent", message=str(error), error=error)
         self.stop(reply)
         reply.failed = True
@@ -221,6 +243,8 @@ class Mouth:
     def relayed(self, frame: Any) -> None:
         """One frame of such a reply; what belongs to none any more is dropped and counted."""
         reply = self.reply
+        if isinstance(frame, ReplyEnded) and frame.reply:
+            return  # the session's own word, on its way through the ears
         if reply is None or reply.made_here:
             self._context.counters["stale_frames_dropped"] += 1
         elif isinstance(frame, ReplyEnded):

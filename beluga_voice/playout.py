@@ -20,6 +20,7 @@ __all__ = ["Playout"]
 
 PIECE_MS = 20.0
 STEP_MS = 40.0
+ONE_MS = 1.0
 ROUNDING_MS = 30.0
 UNHEARD_MS = 150.0  # a syllable takes about this long: a reply that was stopped sooner was not heard
 
@@ -51,6 +52,7 @@ class Playout:
     ) -> None:
         self._line, self._clock = transport, clock
         self._lead_ms, self._limit_ms = send_lead_ms, limit_ms
+        self._piece_ms, self._step_ms = min(PIECE_MS, send_lead_ms / 2), min(STEP_MS, send_lead_ms / 2)
         self._on_first_sent = on_first_sent
         self._rate_hz = transport.output_rate_hz
         self._pieces: deque[bytes] = deque()
@@ -85,11 +87,9 @@ class Playout:
             self._spans.append(_Span(self._total, frame.text))
         if frame.words and self._spans:
             self._spans[-1].words.extend(frame.words)
-        pcm = frame.pcm
-        if frame.sample_rate_hz != self._rate_hz:
-            if self._resampler is None or self._resampler.from_hz != frame.sample_rate_hz:
-                self._resampler = Resampler(frame.sample_rate_hz, self._rate_hz)
-            pcm = self._resampler.feed(pcm)
+        if self._resampler is None or self._resampler.from_hz != frame.sample_rate_hz:
+            self._resampler = Resampler(frame.sample_rate_hz, self._rate_hz)
+        pcm = self._resampler.feed(frame.pcm)
         if pcm:
             self._pieces.append(pcm)
             self._total += len(pcm) // BYTES_PER_SAMPLE
@@ -170,6 +170,8 @@ class Playout:
         ends = [span.start for span in self._spans[1:]] + [self._total]
         heard = []
         for span, end in zip(self._spans, ends):
+            if end == span.start:
+                continue  # a text without a sound
             if end <= played and (self._finished or end < self._total):
                 heard.append(span.text)
             elif span.start < played:
@@ -182,28 +184,29 @@ class Playout:
     async def run(self) -> None:
         """Send until all is played, or until cut."""
         while self._stopped_ms is None:
+            played_ms = self.played_ms
+            self._sent = max(self._sent, min(self._samples(played_ms), self._total))  # a line may tell late what it played
             unsent = self._total - self._sent
             if self._paused or (unsent <= 0 and not self._finished):
                 await self._wait(None)
                 continue
-            played_ms = self.played_ms
             self._forget(self._samples(played_ms))
             if unsent <= 0:
                 left_ms = self._ms(self._total) - played_ms
-                if left_ms <= 1e-6:
+                if left_ms < ONE_MS:  # a line may count in whole ms
                     break
                 await self._wait(left_ms)
                 continue
             ahead_ms = self._ms(self._sent) - played_ms
-            if ahead_ms + PIECE_MS > self._lead_ms:
-                await self._wait(max(1.0, min(STEP_MS, ahead_ms + STEP_MS - self._lead_ms)))
+            if ahead_ms + self._piece_ms > self._lead_ms:
+                await self._wait(max(ONE_MS, min(self._step_ms, ahead_ms + self._step_ms - self._lead_ms)))
                 continue
             if self._base_ms is None:
                 self._base_ms = self._line.played_ms
                 self._on_first_sent()
                 if self._paused or self._stopped_ms is not None:
                     continue
-            pcm = self._take(self._samples(PIECE_MS))
+            pcm = self._take(self._samples(self._piece_ms))
             self._sent += len(pcm) // BYTES_PER_SAMPLE
             await self._line.send(AudioOut(pcm, self._rate_hz))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import attrs
+
 from .barge_in import BargeIn
 from .chain import Chain
 from .engine import Context
@@ -13,9 +15,23 @@ from .events import Turn
 from .frames import AudioOut, EndCall, Failed, Frame, TextDelta, ToolCalled, ToolReturned
 from .playout import Playout
 
-__all__ = ["Reply"]
+__all__ = ["Reply", "Say"]
 
 NOTHING = "the agent gave nothing to say; expected text. Return or yield a str."
+
+
+@attrs.define(eq=False)
+class Say:
+    """Something to say of one's own accord; `done` tells whether all of it was played."""
+
+    text: str
+    interruptible: bool
+    done: asyncio.Future[bool]
+
+    def settle(self, played: bool) -> None:
+        """Tell whoever waits."""
+        if not self.done.done():
+            self.done.set_result(played)
 
 
 class Reply:
@@ -35,6 +51,8 @@ class Reply:
         failed: the agent failed.
         excused: it may end without a word: the agent hangs up, or speaks by `say`.
         fallback: it is what is said when the agent failed.
+        before: what was heard of the failed reply that a fallback stands in for.
+        seen: when its playing was last seen to go on, and how much was played then, in ms.
     """
 
     def __init__(
@@ -53,6 +71,8 @@ class Reply:
         self.tools: list[ToolCalled | ToolReturned] = []
         self.failed = self.cancelled = self.made_audio = self.excused = False
         self.fallback = False
+        self.before = ""
+        self.seen = (-1.0, 0.0)
         self.tasks: list[asyncio.Task[None]] = []
         self._stages, self._first, self._on_frame = stages, first, on_frame
 
@@ -101,6 +121,10 @@ class Reply:
         elif isinstance(frame, EndCall):
             self.excused = True
         self._on_frame(self, frame)
+
+    def heard_text(self) -> str:
+        """What was heard of it, and before it of the reply it stands in for."""
+        return " ".join(text for text in (self.before, self.playout.heard_text()) if text)
 
     def cut(self) -> float:
         """Stop speaking, now; how much was played, in ms. The mouth is still to be stopped."""

@@ -97,7 +97,7 @@ class Session:
         self.end_reason = ""
         self._line = line
         self._clock = clock or Clock()
-        self._listeners = tuple(listeners)
+        self._listeners = (*listeners, line.notify) if line else tuple(listeners)
         self._ears = chain.split()[0]
         self._context = Context(
             session_id=self.session_id,
@@ -124,6 +124,7 @@ class Session:
             tell=self._tell,
             on_finished=self._turn_finished,
             end=self.close,
+            line_failed=self._line_failed,
         )
 
     # --- what everybody may ask --------------------------------------------------------------------------------------
@@ -242,6 +243,9 @@ class Session:
                     await engines.enter_async_context(engine)
                 self._begin(self._line)
                 await self._ended
+            except Exception:
+                self.end_reason = self.end_reason or "error"
+                raise
             finally:
                 await self._finish(self._line)
         return self.end_reason
@@ -272,7 +276,15 @@ class Session:
             stuck += await self._context.tasks.aclose(self.options.close_timeout_ms)
         if stuck:
             log.warning("session %s closed with tasks that do not stop: %s", self.session_id, ", ".join(stuck))
-        await line.aclose()
+        try:
+            async with asyncio.timeout(self.options.close_timeout_ms / 1000.0):
+                await line.aclose()
+        except TimeoutError:
+            log.warning("session %s: its line did not close within %g ms", self.session_id, self.options.close_timeout_ms)
+        finally:
+            self._closed()
+
+    def _closed(self) -> None:
         if self.state not in FINAL_STATES:
             lost = self.end_reason == "lost"
             if lost:
@@ -287,8 +299,9 @@ class Session:
     async def _read(self, line: Transport) -> None:
         """Take what the line brings, placing audio by a running count of its samples."""
         inbox, live = self._context.inbox, line.capabilities.live
-        frames = line.recv()
+        frames: AsyncIterator[Frame] | None = None
         try:
+            frames = line.recv()
             async for frame in frames:
                 if type(frame) is AudioIn:
                     frame = self._placed(frame.pcm, frame.sample_rate_hz)
@@ -297,15 +310,19 @@ class Session:
                 else:
                     await inbox.put(frame)
             self.close("bye")
-        except LineLost:
-            self.close("lost")
         except Exception as error:
-            self._tell("error", -1, stage="line", message=str(error), error=error)
-            self.close("error")
+            self._line_failed(error)
         finally:
             close = getattr(frames, "aclose", None)
             if close is not None:
                 await close()
+
+    def _line_failed(self, error: Exception) -> None:
+        if isinstance(error, LineLost):
+            self.close("lost")
+        else:
+            self._tell("error", -1, stage="line", message=str(error), error=error)
+            self.close("error")
 
     def _placed(self, pcm: bytes, rate_hz: int) -> AudioIn:
         """Audio at its place on the line, by the running count; how far the line is behind the clock is noted."""
@@ -329,6 +346,8 @@ class Session:
                 self._tell("error", -1, stage="ears", message=f"{type(error).__name__}: {error}", error=error)
                 if last_chance:
                     self.close("error")
+                else:
+                    self._dialogue.deafened()
 
     # --- limits ------------------------------------------------------------------------------------------------------
 
@@ -363,8 +382,6 @@ class Session:
 
     def _tell(self, name: str, turn: int, **data: Any) -> None:
         event = SessionEvent(name, self._now_ms(), turn, data)
-        if self._line is not None:
-            self._line.notify(event)
         for listener in self._listeners:
             try:
                 listener(event)

@@ -276,6 +276,8 @@ class _Listener:
             await self._close_stream()
 
     async def _do(self, item: Audio | Command) -> None:
+        if self._reading is not None and self._reading.done():
+            await self._close_stream()
         if self._stream is None:
             self._stream = (await self._context.handle(self._engine)).stream()
             self._reading = self._context.spawn(self._read(self._stream), f"{self._engine.name} transcripts")
@@ -304,8 +306,10 @@ class _Listener:
         try:
             async for transcript in stream:
                 self._tell(transcript)
-                if transcript.closes:
+                if type(transcript) is Transcript and transcript.closes:  # one that ends turns gives TurnEnded too
                     self._answer()
+            if stream is self._stream and self._owed > 0:
+                raise ConnectionError("its stream ended before the final transcript")
         except Exception as error:
             self._fail(error)
 

@@ -44,7 +44,8 @@ __all__ = [
 
 SENTENCES_AHEAD = 4
 FLUSH_MS = 80.0  # an agent that pauses for longer after a full stop has finished a sentence: "It costs 3." may go on with "50"
-FRAMES_AHEAD = 64
+AHEAD_MS = 1_280.0  # audio that waits between the voice and the playout; a frame without audio counts as 20 ms
+A_NAME = "Smith"  # what may follow an abbreviation as well as a full stop: after "Dr." it begins no sentence
 
 
 @attrs.frozen
@@ -155,7 +156,7 @@ class SentenceSplitter:
     @property
     def complete(self) -> bool:
         """True when what is held reads as a whole sentence, though nothing has followed it yet."""
-        return len(list(self._segment(self._language, f"{self._held.strip()} Next"))) > 1
+        return len(list(self._segment(self._language, f"{self._held.strip()} {A_NAME}"))) > 1
 
     def rest(self) -> str:
         """What is left; the splitter is empty afterwards."""
@@ -187,7 +188,7 @@ def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options
     engine = engine.with_options(**options)
 
     async def run(frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[Frame]:
-        out: Channel[Frame] = Channel(FRAMES_AHEAD)
+        out: Channel[Frame] = Channel(AHEAD_MS, _ahead_ms)
         texts: Channel[str] = Channel(SENTENCES_AHEAD)
         rate_hz = sample_rate_hz or context.output_rate_hz
         reading = context.spawn(_read(engine, context, frames, texts, out), f"{engine.name} text")
@@ -261,16 +262,19 @@ async def _speak_texts(
     resampler: Resampler | None = None
     async with aclosing(cast(Any, voice.synthesize_stream(texts))) as pieces:
         async for piece in pieces:
-            pcm = piece.pcm
-            if piece.sample_rate_hz != rate_hz:
-                if resampler is None or resampler.from_hz != piece.sample_rate_hz:
-                    resampler = Resampler(piece.sample_rate_hz, rate_hz)
-                pcm = resampler.feed(pcm)
+            if resampler is None or resampler.from_hz != piece.sample_rate_hz:
+                resampler = Resampler(piece.sample_rate_hz, rate_hz)
+            pcm = resampler.feed(piece.pcm)
             text, sentence = (sentence or piece.text), ""
             if pcm or text or piece.words:
                 await out.put(AudioOut(pcm, rate_hz, text, piece.words))
-    if resampler is not None:
-        await out.put(AudioOut(resampler.feed(b"", last=True), rate_hz))
+    rest = resampler.feed(b"", last=True) if resampler is not None else b""
+    if rest:
+        await out.put(AudioOut(rest, rate_hz))
+
+
+def _ahead_ms(frame: Frame) -> float:
+    return Audio(frame.pcm, frame.sample_rate_hz).duration_ms if type(frame) is AudioOut else 20.0
 
 
 async def _once(text: str) -> AsyncIterator[str]:

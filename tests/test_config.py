@@ -252,6 +252,7 @@ WRONG = {
     "own place": ("[[processor]]\nprovider = 'gain'\nbefore = 'gain'", 3, ["stands before 'gain'", "vad, turn"]),
     "wrong side": ("[[processor]]\nprovider = 'gain'\nafter = 'tts'", 1, ["(gain) listens to the caller"]),
     "no module": ("[agent]\nprovider = 'config_ap:reply'", 2, ["'config_ap'", "Did you mean 'config_app'?"]),
+    "dot for colon": ("[agent]\nprovider = 'config_app.reply'", 2, ["no agent", 'written "config_app:reply"']),
     "no attribute": ("[agent]\nprovider = 'config_app:repl'", 2, ["'repl'", "did you mean 'reply'?"]),
     "no name": ("[agent]\nprovider = 'config_app:'", 2, ['"module:attribute"']),
     "sync agent": ("[agent]\nprovider = 'config_app:blocking'", 2, ["not async", "async def", "to_thread"]),
@@ -264,7 +265,7 @@ WRONG = {
     "constructor": ("[tts]\nprovider = 'config_app:explode'", 2, ["[tts]", "ValueError: cannot use"]),
     "reference": ("[tts]\nvoice = '${'", 2, ["[tts] voice", "$${"]),
     "syntax": ("[tts]\nvoice = ", 2, ["not TOML"]),
-    "twice": ("[stt]\nprovider = 'config_app:Ears'\n[stt]", 3, ["not TOML", "[[stt]]"]),
+    "twice": ("[stt]\nprovider = 'config_app:Ears'\n[stt]", 3, ["not TOML", "Join the two", "[[stt]]"]),
     "end": ("[tts]\n\nvoice = [", 3, ["not TOML"]),
 }
 ALONE = ("syntax", "end", "twice", "not a table", "no provider", "beside s2s")

@@ -276,6 +276,7 @@ def happenings():
         hold(chain(long, "one"), asked + quiet(2_500) + speech(1_000) + quiet(3_000)),
         hold(chain(long, "one"), asked + quiet(2_500) + speech(100) + quiet(3_000)),
         hold(chain(long, "one", "two"), asked + quiet(720) + speech(1_000) + quiet(3_000)),
+        hold(chain(long, "one"), asked + quiet(500) + speech(1_000) + quiet(2_000)),
         hold(chain(long, ""), asked + quiet(2_000)),
         hold(chain(failing, "one"), asked + quiet(4_000)),
         hold(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import attrs
 import pytest
 
 from beluga_voice import Audio, Chain, Session, SessionOptions, tts, turn
@@ -14,7 +13,7 @@ from beluga_voice.chain import each_frame
 from beluga_voice.clock import run_simulated
 from beluga_voice.engine import Engine
 from beluga_voice.errors import LineLost
-from beluga_voice.frames import AudioIn, AudioOut, Interrupted, ReplyEnded, TextDelta, TextIn, Transcript, TurnEnded
+from beluga_voice.frames import AudioIn, AudioOut, ReplyEnded, TextDelta, TextIn, Transcript, TurnEnded
 from beluga_voice.s2s import S2S, S2SSession
 from beluga_voice.settings import BargeInOptions
 from beluga_voice.stt import STT, STTStream
@@ -256,10 +255,10 @@ class TestLateWords:
                 await asyncio.Event().wait()
 
         talk = quiet(500) + speech(1_000) + quiet(1_000)
-        session, events = hold_on(Line(talk), chain(recogniser=Hung()), SessionOptions(idle_timeout_ms=30_000))
+        session, _ = hold_on(Line(talk), chain(recogniser=Hung()), SessionOptions(idle_timeout_ms=30_000))
         assert session.end_reason == "idle"
         ending = [(5_000, lambda session: asyncio.ensure_future(session.end("Goodbye.")))]
-        session, events = hold_on(Line(talk), chain(recogniser=Hung()), at=ending)
+        session, _events = hold_on(Line(talk), chain(recogniser=Hung()), at=ending)
         assert session.end_reason == "agent_ended"
         assert session.history[-1].text == "Goodbye."
 
@@ -434,18 +433,6 @@ class TestLifetime:
         session = run_simulated(main())
         assert (session.end_reason, session.state.value, line.closed) == ("error", "error", 1)
 
-    def test_closing_while_an_engine_warms_up_does_not_wait_for_it(self):
-        """`close` at any moment ends `run`."""
-
-        class Cold(ScriptedSTT):
-            async def prewarm(self):
-                await asyncio.sleep(60)
-
-        session, events = hold_on(
-            Line(), chain(recogniser=Cold()), at=[(500, lambda session: session.close("enough"))], within_ms=5_000
-        )
-        assert session.end_reason == "enough"
-
     def test_a_session_that_comes_while_an_engine_is_being_closed_gets_a_warm_one(self):
         """The last user's closing is over before the next one's warming begins."""
 
@@ -541,11 +528,6 @@ class TestLifetime:
 
         reason = {"close": "one", "end twice": "agent_ended", "hang up": "bye", "lose": "lost"}[how]
         assert run_simulated(main()) == (reason, 1, 1)
-
-
-def test_frames_compare():
-    """The frames used above are values."""
-    assert attrs.evolve(Interrupted(1, 2.0, "x"), reply=2) == Interrupted(2, 2.0, "x")
 
 
 class TestStreams:

@@ -215,10 +215,14 @@ class TestUnknownNames:
         assert "Did you mean 'silero'?" in said
         assert "pip install" not in said
 
-    @pytest.mark.parametrize("name", ["deepgram", "deepgramm"])
+    @pytest.mark.parametrize("name", ["moonshine", "moonshin"])
     def test_says_what_to_install(self, name):
         """A known provider that is not installed comes with its pip line, a misspelt one too."""
-        assert "Install it: pip install beluga-voice-deepgram" in self.refusal(registry_of(), "stt", name)
+        assert "Install it: pip install beluga-voice-moonshine" in self.refusal(registry_of(), "stt", name)
+
+    def test_a_name_that_is_no_text_is_refused(self):
+        """A number instead of a name is told as such."""
+        assert "asked for as 3; expected its name" in self.refusal(registry_of(), "stt", 3)
 
     def test_invents_no_distribution(self):
         """A name on nobody's list gets no pip line."""
@@ -320,6 +324,15 @@ class TestInstalled:
         if wanted is not None:
             monkeypatch.setenv("BELUGA_VOICE_PLUGINS", wanted)
         assert self.found() == found
+
+    @pytest.mark.usefixtures("installed")
+    def test_what_the_environment_leaves_out_is_named(self, monkeypatch):
+        """Who asks for an installed plugin that the environment leaves out is told so, not to install it."""
+        monkeypatch.setenv("BELUGA_VOICE_PLUGINS", "zeta")
+        with pytest.raises(UnknownProviderError, match="BELUGA_VOICE_PLUGINS leaves out the plugin 'acme': add it"):
+            Registry().new("processor", "acme", {})
+        with pytest.raises(UnknownProviderError, match=r"BELUGA_VOICE_PLUGINS leaves out: acme"):
+            Registry().new("processor", "neither", {})
 
 
 names = st.sampled_from(["n1", "n2", "n3", "n4"])

@@ -250,6 +250,31 @@ def test_a_fresh_install_speaks(place, capsys):
     assert all(turn["user_text"] and turn["heard_text"] and not turn["interrupted"] for turn in report["turns"])
 
 
+def test_a_caller_made_on_the_spot_hears_the_greeting_out(place, capsys):
+    (place / "c.toml").write_text(CONFIG + '[session]\ngreeting = "Hello, and welcome to the place of all that is new."\n')
+    assert talk("--config", "c.toml", "--fast", "--report", "r.json") == 0
+    events = json.loads((place / "r.json").read_text())["events"]
+    greeted = next(event["at_ms"] for event in events if event["name"] == "reply_ended")
+    heard = next(event["at_ms"] for event in events if event["name"] == "speech_started")
+    assert greeted < heard
+
+
+def test_a_table_that_is_not_used_is_warned_of(place, capsys):
+    (place / "c.toml").write_text(CONFIG.replace("[tts]", "[[tts]]") + '[[tts]]\nprovider = "tone"\n')
+    assert talk("in.wav", "--config", "c.toml", "--fast") == 0
+    assert capsys.readouterr().err == (
+        "beluga-voice: warning: c.toml:10: only the first [[tts]] is used: failover is not built yet\n"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor by the shell")
+def test_without_a_standard_output_the_call_is_held(place):
+    command = f'"{sys.executable}" -m beluga_voice talk in.wav --config c.toml --fast -o out.wav >&-'
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert soundfile.info(place / "out.wav").duration > 5
+
+
 class TestABadAgent:
     @pytest.mark.parametrize(("agent", "why"), [("raises", "no second answer"), ("gives_a_dict", "dict")])
     def test_fails_on_its_second_turn_and_the_call_goes_on(self, place, capsys, agent, why):
@@ -359,6 +384,22 @@ class TestBadInput:
         outputs = ("-o", "out.wav", "--report", "r.json", "--timeline", "t.svg")
         assert "the weights are gone" in refused(place, capsys, "in.wav", "--config", "c.toml", *outputs)
 
+    @pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+    def test_a_disk_that_fills_up_is_told_and_leaves_no_half_of_a_call(self, place):
+        arguments = ["talk", "in.wav", "--config", "c.toml", "--fast", "-o", "out.wav", "--timeline", "t.svg"]
+        code = textwrap.dedent(f"""
+            import resource, signal, sys
+            from beluga_voice.cli import main
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            sys.exit(main({arguments!r}))
+        """)
+        done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith("beluga-voice: the call broke off: line: out.wav: cannot be written any further")
+        assert done.stderr.count("\n") == 1
+        assert not [path for path in place.iterdir() if path.name.startswith((".out", "out"))]
+
     def test_unknown_option_is_refused(self, place, capsys):
         assert "--fats" in refused(place, capsys, "in.wav", "--fats")
 
@@ -387,7 +428,8 @@ def test_ctrl_c_ends_the_call_with_whole_files(place, fast):
     assert "out.wav" in shown
     report = json.loads((place / "r.json").read_text())
     assert report["end_reason"] == "cancelled"
-    assert soundfile.info(place / "out.wav").frames == round(report["duration_ms"] * RATE_HZ / 1000)
+    # The agent's side reaches to the very moment of the end, which the last 20 ms of the caller may not.
+    assert soundfile.info(place / "out.wav").frames >= round(report["duration_ms"] * RATE_HZ / 1000)
     ET.fromstring((place / "t.svg").read_text())
     assert not [path for path in place.iterdir() if path.name.endswith(".part")]
 
@@ -493,6 +535,12 @@ class TestNewFile:
         with NewFile(os.devnull) as file:
             file.write("text")
         assert not os.path.isfile(os.devnull)
+
+    @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
+    def test_standard_output_may_be_a_pipe(self):
+        code = "from beluga_voice.cli._report import NewFile\nwith NewFile('/dev/stdout') as file: file.write('text')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "text", "")
 
     def test_directory_is_refused(self, tmp_path):
         with pytest.raises(ConfigError, match="directory"), NewFile(str(tmp_path)):

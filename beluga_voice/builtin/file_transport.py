@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ class FileTransport(RecordedLine):
         )
 
     async def aclose(self) -> None:
-        """Finish the output file."""
+        """Finish the output file; a call that never began leaves none."""
         await super().aclose()
+        if self._opened_ms is None:
+            self.discard()
         sound, self._sound = self._sound, None
         if sound is not None:
             sound.close()
@@ -63,7 +66,8 @@ class FileTransport(RecordedLine):
         """Leave no output behind, for a call that failed."""
         sound, self._sound = self._sound, None
         if sound is not None:
-            sound.close()
+            with suppress(soundfile.SoundFileError, OSError):  # a full disk refuses the last of it too
+                sound.close()
             Path(self._beside).unlink(missing_ok=True)
 
     def _open_output(self, name: str) -> None:
@@ -76,5 +80,11 @@ class FileTransport(RecordedLine):
             raise AudioFileError(f"{name}: cannot be written ({error})", path=name) from None
 
     def _write(self, caller: bytes, agent: bytes) -> None:
-        if self._sound is not None:
+        if self._sound is None:
+            return
+        name = self.options.output
+        try:
             self._sound.write(np.stack([np.frombuffer(caller, "<i2"), np.frombuffer(agent, "<i2")], axis=1))
+        except (soundfile.SoundFileError, OSError) as error:
+            self.discard()
+            raise AudioFileError(f"{name}: cannot be written any further ({error}); is the disk full?", path=name) from None

@@ -1,12 +1,14 @@
 """The command `beluga-voice`: `main` runs it, each subcommand is a module of its own, imported when it is called.
 
-What a user got wrong is one line on stderr and exit code 2; Ctrl-C is 130; a reader that went away (`| head`) ends it
-quietly.
+What a user got wrong is one line on stderr and exit code 2, and so is a standard output that cannot be written; Ctrl-C
+is 130; a reader that went away (`| head`) ends it quietly.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +27,8 @@ COMMANDS = {
     "providers": ("beluga_voice.cli.providers:providers", "Show which providers are installed."),
 }
 USER_ERROR, INTERRUPTED = 2, 130
+# A full disk, a quota, a broken disk.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 class LazyGroup(click.Group):
@@ -61,8 +65,12 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is None:
         # A console script lacks the current folder, from which the user's own agent may import at any time.
         sys.path.append("")
+    if sys.stdout is None:
+        # Closed by the caller (`>&-`), who wants to see nothing.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     try:
         code = command.main(args=args, prog_name="beluga-voice", standalone_mode=False)
+        sys.stdout.flush()
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
@@ -71,6 +79,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.format_message()}{see}")
     except BelugaVoiceError as error:
         return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        # What is still in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _refuse(f"the standard output cannot be written ({error.strerror}); write it elsewhere")
     return code if isinstance(code, int) else 0
 
 

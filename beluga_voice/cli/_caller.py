@@ -12,17 +12,23 @@ __all__ = ["QUESTIONS", "caller"]
 RATE_HZ = 16_000
 LEAD_MS = 600.0
 # What the caller says, and how long it waits for the answer of the `rules` agent in a slow voice. Chosen among what it
-# answers by ear: moonshine understood these from espeak 8 times out of 8, "Goodbye." and most sums not.
+# answers by ear: moonshine understood these from piper and from espeak's
+# default, American and British voices; "Goodbye." and most sums it did not.
 QUESTIONS = (("What can you do?", 10_500.0), ("Count from one to five.", 5_000.0), ("Please hang up.", 1_000.0))
 
 
-async def caller(voice: TTS) -> Audio:
+async def caller(voice: TTS, greeting: str = "") -> Audio:
     """The caller's side of a call: the questions in `voice`, with pauses for the answers, 16 kHz.
+
+    Args:
+        voice: who asks.
+        greeting: what the agent will say first, in the same voice; the caller hears it out.
 
     Raises:
         ProviderError: the voice failed.
     """
-    pcm = [audio.silence(LEAD_MS, RATE_HZ).pcm]
+    greeted_ms = (await speak(voice, greeting))[0].duration_ms + LEAD_MS if greeting else 0.0
+    pcm = [audio.silence(greeted_ms + LEAD_MS, RATE_HZ).pcm]
     for question, wait_ms in QUESTIONS:
         sound, _ = await speak(voice, question)
         pcm += [audio.resample(sound, RATE_HZ).pcm, audio.silence(wait_ms, RATE_HZ).pcm]

@@ -40,7 +40,10 @@ class NewFile:
         self._beside = ""
 
     def __enter__(self) -> NewFile:
-        if os.path.isdir(self._target) or not os.path.exists(self._target) or os.path.isfile(self._target):
+        is_pipe = os.path.exists(self.name) and not os.path.isdir(self.name) and not os.path.isfile(self.name)
+        if is_pipe:
+            self._target = self.name  # what /dev/stdout really is has no path of its own
+        else:
             try:
                 self._beside = audio.writable_beside(self._target)
             except AudioFileError as error:

@@ -66,11 +66,10 @@ LEGEND_ITEMS = (
 
 def loudness(path: str) -> tuple[list[float], list[float]]:
     """The peaks (0..1) of caller and agent, one every 25 ms, of a stereo recording of a call."""
-    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    per_bin = round(rate_hz * BIN_MS / 1000)
-    padded = np.concatenate([samples, np.zeros((-len(samples) % per_bin, samples.shape[1]), np.float32)])
-    peaks = np.abs(padded).reshape(-1, per_bin, samples.shape[1]).max(axis=1)
-    return [float(peak) for peak in peaks[:, 0]], [float(peak) for peak in peaks[:, -1]]
+    with soundfile.SoundFile(path) as sound:
+        bins = sound.blocks(round(sound.samplerate * BIN_MS / 1000), dtype="float32", always_2d=True)
+        peaks = [np.abs(samples).max(axis=0) for samples in bins]
+    return [float(peak[0]) for peak in peaks], [float(peak[-1]) for peak in peaks]
 
 
 def draw(facts: Mapping[str, Any], caller: Sequence[float], agent: Sequence[float]) -> str:

@@ -74,6 +74,8 @@ def talk(
         output = OWN_OUTPUT
     _keep_apart({"INPUT": input_path, "--config": config_path}, output, report_path, timeline_path)
     setup = config.load(config_path) if config_path else config.default()
+    for warning in setup.warnings:
+        click.echo(f"beluga-voice: warning: {warning}", err=True)
     with ExitStack() as stack:
         told = stack.enter_context(NewFile(report_path)) if report_path else None
         drawn = stack.enter_context(NewFile(timeline_path)) if timeline_path else None
@@ -88,11 +90,16 @@ def talk(
             if told:
                 told.write(to_text(facts))
             if drawn:
-                drawn.write(draw(facts, *loudness(sound)))
+                drawn.write(draw(facts, *(loudness(sound) if os.path.exists(sound) else ((), ()))))
             _show_end(call, facts, output, report_path, timeline_path)
     if interrupted:
         return INTERRUPTED
-    return 1 if call.session is not None and call.session.end_reason == "error" else 0
+    if call.session is None or call.session.end_reason != "error":
+        return 0
+    why = next((event.data for event in reversed(call.events) if event.name == "error"), {})
+    message = printable(f"the call broke off: {why.get('stage', 'session')}: {why.get('message', 'see the log')}")
+    click.echo(f"beluga-voice: {message}", err=True)
+    return 1
 
 
 def _keep_apart(read: Mapping[str, str | None], *written: str | None) -> None:
@@ -142,13 +149,11 @@ async def _converse(call: Call, own_caller: bool) -> None:
             engine = stage.engine if stage is not None else None
             voice: TTS = engine if isinstance(engine, TTS) else config.engine("tts", call.config_path)
             await stack.enter_async_context(voice)
-            audio.write(call.input, await caller(voice))
+            audio.write(call.input, await caller(voice, call.setup.session.greeting))
         line = transport.new("file", input=call.input, output=call.output)
         assert isinstance(line, FileTransport)
         stack.callback(line.discard)
         call.display = new_display(sys.stdout, line.audio.duration_ms, sys.stdout.isatty())
-        for warning in call.setup.warnings:
-            call.display.print(f"warning: {warning}")
         listeners = (call.events.append, call.display.on_event)
         stack.enter_context(_showing_faults(call.display))
         stack.enter_context(_refreshing(call, line, clock))
@@ -216,7 +221,8 @@ def _show_end(
         show(turns_table(records, console.width))
     else:
         show("No turn: nobody was heard to say anything.")
-    lasted = f"{call.position_ms / 1000:.1f} s, {len(records)} turns, ended by {facts['end_reason']!r}"
+    turns = "1 turn" if len(records) == 1 else f"{len(records)} turns"
+    lasted = f"{call.position_ms / 1000:.1f} s, {turns}, ended by {facts['end_reason']!r}"
     if call.fast:
         lasted += "; times are the audio's, where engines take none"
     show(lasted)
@@ -225,7 +231,7 @@ def _show_end(
     counted = ", ".join(f"{name} {count:g}" for name, count in facts["counters"].items() if count)
     if counted:
         show(f"counted: {counted}")
-    if output:
+    if output and os.path.exists(output):
         player = _player()
         hear = f"hear it: {player} {output}" if player else "hear it with any player"
         show(f"The call: {output} (caller left, agent right); {hear}")
