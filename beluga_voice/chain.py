@@ -304,6 +304,8 @@ async def _close(opened: list[AsyncIterator[Frame]]) -> None:
 def _stage(one: Any) -> Stage:
     if isinstance(one, Stage):
         return one
+    if isinstance(one, (list, tuple)):
+        raise TypeError(f"a chain takes its stages one by one: write Chain(*stages), not Chain({type(one).__name__})")
     if isinstance(one, type):
         raise TypeError(f"{one.__name__} is a class; a chain takes an instance: write {one.__name__}(...)")
     if hasattr(one, "as_frame_processor"):

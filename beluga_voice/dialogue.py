@@ -5,7 +5,6 @@ Every method returns at once: replies run in tasks of the session, what must be 
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ from .barge_in import Verdict
 from .chain import Chain
 from .clock import Timers
 from .engine import Context
-from .errors import SessionLimitError
 from .events import Turn, TurnRecord
 from .frames import (
     DTMF,
@@ -38,7 +36,8 @@ from .frames import (
 )
 from .history import History
 from .mouth import Mouth
-from .reply import Reply, Say
+from .reply import Reply
+from .says import Say, Says
 from .settings import SessionOptions
 from .state import Happening, SessionState, move
 from .transport import Transport
@@ -108,7 +107,7 @@ class Dialogue:
         self._speech_start_ms: float | None = None
         self._deaf_until_ms = 0.0
         self._expecting: deque[Turn | None] = deque()
-        self._says: deque[Say] = deque()
+        self._says = Says(options.max_says)
         self._saying: Say | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             SpeechProbability: self._guard,
@@ -154,29 +153,18 @@ class Dialogue:
         Raises:
             SessionLimitError: too many texts wait already.
         """
-        if len(self._says) >= self._options.max_says:
-            raise SessionLimitError(
-                f"{len(self._says)} texts wait to be said; at most {self._options.max_says} may. Wait for one to be played.",
-                limit="max_says",
-            )
-        say = Say(text, interruptible, asyncio.get_running_loop().create_future())
+        say = self._says.put(Say(text, interruptible), first=interrupt)
         reply = self.mouth.reply
         if reply is not None:
             reply.excused = True
-        if interrupt:
-            self._says.appendleft(say)
-            if reply is not None and self.state is SessionState.RESPONDING:
+            if interrupt and self.state is SessionState.RESPONDING:
                 self._interrupt(reply, "say")
-        else:
-            self._says.append(say)
         self._next()
         return say
 
     def unsay(self, say: Say) -> None:
         """Take back something to say, or stop saying it."""
-        if say in self._says:
-            self._says.remove(say)
-        elif say is self._saying and self.mouth.reply is not None:
+        if not self._says.remove(say) and say is self._saying and self.mouth.reply is not None:
             self._interrupt(self.mouth.reply, "cancelled")
             self._next()
         say.settle(False)
@@ -187,7 +175,7 @@ class Dialogue:
         if self.mouth.reply is not None:
             self.mouth.reply.excused = True
         if text:
-            self._says.append(Say(text, False, asyncio.get_running_loop().create_future()))
+            self._says.put(Say(text, False), over_limit=True)
         self._next()
 
     def stop(self) -> None:
@@ -197,9 +185,10 @@ class Dialogue:
         if reply is not None:
             self.mouth.stop(reply)
             self._finish(reply, interrupted=True)
-        for say in self._says:
-            say.settle(False)
-        self._says.clear()
+        elif self._turn is not None and self._turn.text:  # said, and not answered
+            self.history.add_turn(self._turn.text, "")
+            self._on_finished(self._turn.record("", "", interrupted=False))
+        self._says.drop()
 
     def move(self, happening: Happening) -> None:
         """Move by the table, and announce it."""
@@ -266,7 +255,7 @@ class Dialogue:
             self._reopen(reply.turn)
             return
         if by_caller and not heard and self._saying is not None:
-            self._says.appendleft(self._saying)
+            self._says.put(self._saying, first=True, over_limit=True)
             self._saying = None
         self._tell("interrupted", self._index(), reply=reply.number, played_ms=played_ms, heard_text=heard, source=source)
         self._finish(reply, interrupted=True)
@@ -472,7 +461,7 @@ class Dialogue:
         if not (self._open and self._idle()) or self.state not in (SessionState.LISTENING, SessionState.CONNECTED):
             return
         if self._says:
-            self._saying = say = self._says.popleft()
+            self._saying = say = self._says.take()
             self.mouth.say(say.text, interruptible=say.interruptible)
         elif self.closing_reason:
             self._end(self.closing_reason)

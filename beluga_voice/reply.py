@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-import attrs
-
 from .barge_in import BargeIn
 from .chain import Chain
 from .engine import Context
@@ -15,23 +13,9 @@ from .events import Turn
 from .frames import AudioOut, EndCall, Failed, Frame, TextDelta, ToolCalled, ToolReturned
 from .playout import Playout
 
-__all__ = ["Reply", "Say"]
+__all__ = ["Reply"]
 
 NOTHING = "the agent gave nothing to say; expected text. Return or yield a str."
-
-
-@attrs.define(eq=False)
-class Say:
-    """Something to say of one's own accord; `done` tells whether all of it was played."""
-
-    text: str
-    interruptible: bool
-    done: asyncio.Future[bool]
-
-    def settle(self, played: bool) -> None:
-        """Tell whoever waits."""
-        if not self.done.done():
-            self.done.set_result(played)
 
 
 class Reply:

@@ -27,11 +27,12 @@ from .errors import LineLost, SessionClosedError, SessionError
 from .events import SessionEvent, TurnRecord
 from .frames import AudioIn, EndCall, Failed, Frame, TextDelta, TurnEnded
 from .history import Message
+from .says import Say, SayHandle
 from .settings import SessionOptions
 from .state import Happening, SessionState
 from .transport import Transport
 
-__all__ = ["SayHandle", "Session"]
+__all__ = ["Session"]
 
 Listener = Callable[[SessionEvent], None]
 
@@ -39,21 +40,6 @@ log = logging.getLogger("beluga_voice.session")
 DRIFT_MS = 0.02  # how fast the line's clock may run from ours, per frame: 1 ms a second at 20 ms frames
 SETTLED_MS = 100.0
 FINAL_STATES = (SessionState.DISCONNECTED, SessionState.ERROR)
-
-
-class SayHandle:
-    """Something that `say` was asked to say."""
-
-    def __init__(self, done: asyncio.Future[bool], cancel: Callable[[], None]) -> None:
-        self._done, self._cancel = done, cancel
-
-    async def wait_for_playout(self) -> bool:
-        """Wait until it was played, or given up; True when all of it was played."""
-        return await asyncio.shield(self._done)
-
-    def cancel(self) -> None:
-        """Take it back, or stop saying it."""
-        self._cancel()
 
 
 class Session:
@@ -88,6 +74,9 @@ class Session:
         listeners: Iterable[Listener] = (),
         clock: Clock | None = None,
     ) -> None:
+        for value, wanted, name in ((chain, Chain, "chain"), (line, Transport, "line"), (options, SessionOptions, "options")):
+            if not isinstance(value, wanted) and (value is not None or name == "chain"):
+                raise TypeError(f"Session: {name} is {value!r}; expected a {wanted.__name__}")
         self.chain = chain
         self.options = options or SessionOptions()
         self.session_id = session_id or uuid.uuid4().hex
@@ -156,11 +145,11 @@ class Session:
         self._check_live("say")
         if self._asked is not None:
             self._asked.append(text)
-            said: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            said.set_result(True)
-            return SayHandle(said, lambda: None)
+            said = Say(text, allow_interruptions)
+            said.settle(True)
+            return SayHandle(said, lambda _: None)
         say = self._dialogue.say(text, interrupt=interrupt, interruptible=allow_interruptions)
-        return SayHandle(say.done, lambda: self._dialogue.unsay(say))
+        return SayHandle(say, self._dialogue.unsay)
 
     async def end(self, text: str = "") -> None:
         """Close at the next turn boundary, saying `text` first; returns at once.
@@ -196,6 +185,8 @@ class Session:
         if self._line is not None:
             raise SessionError(f"session {self.session_id} has a line; expected one made with line=None to be asked by text")
         self._check_live("ask")
+        if not isinstance(text, str):
+            raise TypeError(f"ask({text!r}): expected the text as a str")
         assert self._context.watch is not None
         return await self._context.watch.drive(self._ask(text), "ask")
 
@@ -340,7 +331,9 @@ class Session:
                 async with self._ears.process(self._context.inbox, self._context) as frames:
                     async for frame in frames:
                         self._dialogue.hear(frame)
-                return
+                if self._context.inbox.closed:
+                    return
+                raise RuntimeError("a stage stopped passing frames on; expected it to go on until its input ends")
             except Exception as error:
                 log.debug("session %s: the ears failed", self.session_id, exc_info=True)
                 self._tell("error", -1, stage="ears", message=f"{type(error).__name__}: {error}", error=error)

@@ -363,6 +363,11 @@ def as_frame_processor(engine: STT, **options: Any) -> Stage:
     """
     engine = engine.with_options(**options)
     continuous = engine.capabilities.continuous
+    if continuous and type(engine).stream is STT.stream:
+        raise TypeError(
+            f"stt {engine.name!r} is continuous but has no stream of its own: it would keep all quiet in memory. "
+            "Write `def stream(self) -> STTStream`, or leave continuous False"
+        )
 
     def placed(made: frozenset[type]) -> Process:
         finalize_on = TurnEnded if TurnEnded in made else SpeechEnded

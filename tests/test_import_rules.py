@@ -15,7 +15,7 @@ LAYERS = {
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
-        *("settings", "state", "history", "events", "barge_in", "playout", "reply", "mouth", "dialogue", "session"),
+        *("settings", "state", "history", "events", "barge_in", "playout", "reply", "says", "mouth", "dialogue", "session"),
         *("manager", "resilience", "telemetry", "hybrid", "reconnect"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_imports", "__main__"),

@@ -495,6 +495,51 @@ class TestSay:
             call.session.say("Too late.")
 
 
+class TestMisuse:
+    def test_what_a_session_is_made_of_is_checked_at_once(self):
+        """A path for a line, a dict for options, a name for a chain: an error that says what was expected."""
+        with pytest.raises(TypeError, match=r"line is 'caller.wav'; expected a Transport"):
+            Session(chain(short), "caller.wav")
+        with pytest.raises(TypeError, match="expected a SessionOptions"):
+            Session(chain(short), None, {"greeting": "hi"})
+        with pytest.raises(TypeError, match="expected a Chain"):
+            Session("chain", None)
+        with pytest.raises(TypeError, match=r"write Chain\(\*stages\)"):
+            Chain([LoudVAD()])
+
+    def test_ears_that_stop_listening_are_told_and_rebuilt(self):
+        """A stage that ends before its input does not leave a deaf session in silence."""
+        from beluga_voice.chain import processor
+
+        runs = []
+
+        @processor(side="ears")
+        async def early(frames, context):
+            runs.append(1)
+            async for frame in frames:
+                yield frame
+                if len(runs) == 1 and getattr(frame, "at_ms", 0) > 300:
+                    return
+
+        stages = chain(short).stages
+        call = hold(Chain(early, *stages), quiet(800) + speech(800) + quiet(3_000))
+        assert len(call.turns) == 1
+        assert any("stopped passing frames" in event.data["message"] for event in call.events if event.name == "error")
+
+    def test_words_that_were_not_answered_when_the_line_ends_are_kept(self):
+        """Hanging up while the agent thinks: the turn is recorded and in the history."""
+
+        async def thinker(text, history):
+            await asyncio.sleep(5)
+            return "Too late."
+
+        call = hold(
+            chain(thinker), quiet(300) + speech(700) + quiet(3_000), at=[(3_000, lambda session: session.close("bye"))]
+        )
+        assert [(m.role, m.text) for m in call.history] == [("user", "one")]
+        assert [record.user_text for record in call.turns] == ["one"]
+
+
 class TestLimits:
     def test_a_turn_that_is_too_long_is_ended_and_answered(self):
         """max_turn_ms of speech ends the turn."""

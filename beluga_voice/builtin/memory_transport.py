@@ -18,6 +18,7 @@ from .player import Player
 __all__ = ["MemoryOptions", "MemoryTransport"]
 
 PENDING_FRAMES = 100_000
+KEPT_FRAMES = 50_000
 
 
 @attrs.frozen
@@ -29,7 +30,7 @@ class MemoryOptions:
 
 
 class MemoryTransport(Transport):
-    """A line whose caller is code: `push` frames, `hang_up` or `lose` the line; `sent` holds what came back.
+    """A line whose caller is code: `push` frames, `hang_up` or `lose` the line; `sent` holds the last of what came back.
 
     What is sent is taken to be played in true time by the clock. Example: `transport.new("memory", output_rate_hz=24000)`.
     """
@@ -74,6 +75,7 @@ class MemoryTransport(Transport):
     async def send(self, frame: AudioOut) -> None:
         now_ms = self._now_ms()
         self.sent.append((now_ms, frame))
+        del self.sent[:-KEPT_FRAMES]
         self._player.send(now_ms, frame.pcm)
 
     def clear(self) -> None:
