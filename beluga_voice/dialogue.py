@@ -5,7 +5,6 @@ Every method returns at once: replies run in tasks of the session, what must be 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +105,7 @@ class Dialogue:
         self._speaking = self._talked_over = self._stt_failed = False
         self._speech_start_ms: float | None = None
         self._deaf_until_ms = 0.0
-        self._expecting: deque[Turn | None] = deque()
+        self._expecting: list[Turn | None] = []
         self._says = Says(options.max_says)
         self._saying: Say | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -357,7 +356,7 @@ class Dialogue:
             if frame.is_final:
                 turn.finals.append(frame.text)
         if frame.closes and self._expecting:
-            self._expecting.popleft()
+            self._expecting.pop(0)
             if turn is not None:
                 turn.owed -= 1
                 self._words_known(turn)

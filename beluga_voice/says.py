@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 import attrs
@@ -55,7 +54,7 @@ class Says:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: deque[Say] = deque()
+        self._waiting: list[Say] = []
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -72,14 +71,14 @@ class Says:
                 limit="max_says",
             )
         if first:
-            self._waiting.appendleft(say)
+            self._waiting.insert(0, say)
         else:
             self._waiting.append(say)
         return say
 
     def take(self) -> Say:
         """The next to be said."""
-        return self._waiting.popleft()
+        return self._waiting.pop(0)
 
     def remove(self, say: Say) -> bool:
         """Take one back; False when it does not wait any more."""

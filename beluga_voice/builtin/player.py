@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from ..audio import BYTES_PER_SAMPLE
 
 __all__ = ["Player"]
@@ -22,7 +20,7 @@ class Player:
 
     def __init__(self, sample_rate_hz: int, *, record: bool = False) -> None:
         self._rate_hz = sample_rate_hz
-        self._queue: deque[bytes] = deque()
+        self._queue: list[bytes] = []
         self._now = 0
         self._played = 0
         self._record = bytearray() if record else None
@@ -66,7 +64,7 @@ class Player:
             piece = self._queue[0]
             samples = len(piece) // BYTES_PER_SAMPLE
             if samples <= due:
-                self._queue.popleft()
+                self._queue.pop(0)
             else:
                 self._queue[0] = piece[due * BYTES_PER_SAMPLE :]
                 piece = piece[: due * BYTES_PER_SAMPLE]
