@@ -32,6 +32,11 @@ class SayHandle:
     def __init__(self, say: Say, cancel: Callable[[Say], None]) -> None:
         self._say, self._cancel = say, cancel
 
+    @property
+    def done(self) -> bool:
+        """True once it was played, or given up."""
+        return self._say.done.done()
+
     async def wait_for_playout(self) -> bool:
         """Wait until it was played, or given up; True when all of it was played.
 

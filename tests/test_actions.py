@@ -95,7 +95,7 @@ def test_whatever_is_done_the_session_keeps_its_rules(sound, acts, stt_ms, agent
         state = session.state
         session.close("test")
         reason = await running
-        settled = [handle._done.done() for handle in said]
+        settled = [handle.done for handle in said]
         left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         return session, state, reason, settled, left, sounding
 

@@ -32,6 +32,9 @@ class Ears(stt.STT):
 class TurnEars(Ears):
     capabilities = stt.STTCapabilities(ends_turns=True, continuous=True)
 
+    def stream(self):
+        return super().stream()
+
 class Reader(SilenceTurn):
     capabilities = TurnCapabilities(reads_words=True)
 
