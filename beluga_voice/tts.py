@@ -186,6 +186,7 @@ def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options
         options: its options to change, like `voice="nova"`.
     """
     engine = engine.with_options(**options)
+    SentenceSplitter("en"), Resampler(8_000, 16_000)  # their libraries are loaded now, not in the first reply
 
     async def run(frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[Frame]:
         out: Channel[Frame] = Channel(AHEAD_MS, _ahead_ms)
