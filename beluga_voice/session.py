@@ -261,19 +261,28 @@ class Session:
             timer.cancel()
         self._dialogue.stop()
         self._context.inbox.close()
+        try:
+            await self._stop_work()
+        finally:  # also when closing is cancelled: the line is hung up and everybody is told
+            try:
+                await self._hang_up(line)
+            finally:
+                self._closed()
+
+    async def _stop_work(self) -> None:
         stuck = await self._context.aclose(self.options.cancel_grace_ms)
         if len(self._dialogue.mouth.reaper) or stuck:
             stuck = await self._dialogue.mouth.reaper.aclose(self.options.close_timeout_ms)
             stuck += await self._context.tasks.aclose(self.options.close_timeout_ms)
         if stuck:
             log.warning("session %s closed with tasks that do not stop: %s", self.session_id, ", ".join(stuck))
+
+    async def _hang_up(self, line: Transport) -> None:
         try:
             async with asyncio.timeout(self.options.close_timeout_ms / 1000.0):
                 await line.aclose()
         except TimeoutError:
             log.warning("session %s: its line did not close within %g ms", self.session_id, self.options.close_timeout_ms)
-        finally:
-            self._closed()
 
     def _closed(self) -> None:
         if self.state not in FINAL_STATES:

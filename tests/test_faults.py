@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -567,3 +568,38 @@ class TestStreams:
         call = hold(Chain(Flux(), agent, tts.new("tone")), quiet(4_000))
         assert [(record.user_text, record.source) for record in call.turns] == [("hello", "flux")]
         assert not [event for event in call.events if event.name == "error"]
+
+
+def test_a_second_cancel_while_closing_still_hangs_up():
+    """Cancelled again in the middle of closing: the line is closed and the session has ended."""
+
+    async def stubborn(text, history):
+        until_s = asyncio.get_running_loop().time() + 3
+        while asyncio.get_running_loop().time() < until_s:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+        yield "never heard"
+
+    class Closing(MemoryTransport):
+        closed = 0
+
+        async def aclose(self):
+            Closing.closed += 1
+            await super().aclose()
+
+    async def main():
+        line = Closing()
+        session = Session(chain(stubborn), line)
+        running = asyncio.get_running_loop().create_task(session.run())
+        await asyncio.sleep(0.1)
+        line.push(TextIn("hello"))
+        await asyncio.sleep(0.5)
+        running.cancel()
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait([running])
+        await asyncio.sleep(5)
+        return session.state.value
+
+    assert run_simulated(main()) == "disconnected"
+    assert Closing.closed == 1
