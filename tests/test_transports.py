@@ -51,6 +51,17 @@ class TestPlayer:
 
 
 class TestMemory:
+    def test_keeps_a_bounded_record_of_what_was_sent(self):
+        """Beyond `kept_frames` the oldest is forgotten, and counted."""
+
+        async def main():
+            line = transport.new("memory", kept_frames=3)
+            for number in range(5):
+                await line.send(AudioOut(bytes(2), 16_000, str(number)))
+            return [frame.text for _, frame in line.sent], line.forgotten
+
+        assert run_simulated(main()) == (["2", "3", "4"], 2)
+
     def test_frames_arrive_in_order_until_the_caller_hangs_up(self):
         async def main():
             line = transport.new("memory")

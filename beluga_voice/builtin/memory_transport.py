@@ -18,7 +18,6 @@ from .player import Player
 __all__ = ["MemoryOptions", "MemoryTransport"]
 
 PENDING_FRAMES = 100_000
-KEPT_FRAMES = 50_000
 
 
 @attrs.frozen
@@ -27,12 +26,14 @@ class MemoryOptions:
 
     input_rate_hz: int = option(16_000, "the rate of the caller's audio", at_least=8_000, at_most=48_000)
     output_rate_hz: int = option(16_000, "the rate of the reply's audio", at_least=8_000, at_most=48_000)
+    kept_frames: int = option(50_000, "sent frames kept to be looked at; beyond, the oldest is forgotten", at_least=1)
 
 
 class MemoryTransport(Transport):
-    """A line whose caller is code: `push` frames, `hang_up` or `lose` the line; `sent` holds the last of what came back.
+    """A line whose caller is code: `push` frames, `hang_up` or `lose` the line.
 
-    What is sent is taken to be played in true time by the clock. Example: `transport.new("memory", output_rate_hz=24000)`.
+    `sent` holds what came back, the last `kept_frames` of it; `forgotten` counts those before. What is sent is taken to be
+    played in true time by the clock. Example: `transport.new("memory", output_rate_hz=24000)`.
     """
 
     Options = MemoryOptions
@@ -43,6 +44,7 @@ class MemoryTransport(Transport):
         self.capabilities = TransportCapabilities(live=True)
         self.input_rate_hz, self.output_rate_hz = made.input_rate_hz, made.output_rate_hz
         self.sent: list[tuple[float, AudioOut]] = []
+        self.forgotten = 0
         self.cleared_at_ms: list[float] = []
         self._clock = clock or Clock()
         self._opened_ms: float | None = None
@@ -75,7 +77,9 @@ class MemoryTransport(Transport):
     async def send(self, frame: AudioOut) -> None:
         now_ms = self._now_ms()
         self.sent.append((now_ms, frame))
-        del self.sent[:-KEPT_FRAMES]
+        if len(self.sent) > self.options.kept_frames:
+            del self.sent[0]
+            self.forgotten += 1
         self._player.send(now_ms, frame.pcm)
 
     def clear(self) -> None:
