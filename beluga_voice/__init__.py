@@ -1,7 +1,7 @@
 """beluga-voice: production voice sessions from speech providers chosen by name.
 
-The main nouns: a `Chain` of stages (vad, turn, stt, your agent, tts), a `Session` that runs it over a transport, and the
-kinds (`stt`, `tts`, `vad`, `turn`, `agent`, `s2s`, `transport`, `store`, `processor`), each with `new(name, **options)`.
+The main nouns: a `Chain` of stages (vad, turn, stt, your agent, tts), a `Session` that runs it over a transport, a
+`SessionManager` that keeps many of them, and the kinds (`stt`, `tts`, `vad`, `turn`, `agent`, `s2s`, `transport`, `store`, `processor`), each with `new(name, **options)`.
 """
 
 from . import agent, audio, errors, frames, processor, s2s, store, stt, transport, tts, turn, vad
@@ -11,6 +11,7 @@ from .errors import BelugaVoiceError
 from .events import SessionEvent, TurnRecord
 from .history import Message
 from .hookspecs import hookimpl
+from .manager import SessionManager
 from .session import Session
 from .settings import BargeInOptions, SessionOptions
 from .state import SessionState
@@ -23,6 +24,7 @@ __all__ = [
     "Message",
     "Session",
     "SessionEvent",
+    "SessionManager",
     "SessionOptions",
     "SessionState",
     "TurnRecord",

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "Timers", "local_now", "run_simulated", "wall_ms"]
+__all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "Timers", "epoch_ns", "local_now", "run_simulated", "wall_ms"]
 
 T = TypeVar("T")
 
@@ -73,6 +73,11 @@ class Timers:
 def wall_ms() -> float:
     """Real elapsed time in ms, never simulated: what an engine's own work took."""
     return time.perf_counter_ns() / 1e6
+
+
+def epoch_ns() -> int:
+    """The time of day in ns since 1970, never simulated: for what leaves the process with a time on it."""
+    return time.time_ns()
 
 
 def local_now(timezone: datetime.tzinfo | None = None) -> datetime.datetime:

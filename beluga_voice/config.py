@@ -40,6 +40,7 @@ import attrs
 
 from . import _imports, _registry, agent, s2s, stt, tts, turn, vad
 from ._toml import Path, TomlFile, read_text, shown
+from .admission import ManagerOptions
 from .chain import Chain, FrameProcessor
 from .engine import Engine
 from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError, UnknownProviderError
@@ -64,13 +65,6 @@ EXPECTED = {
     "processor": "an object with process(frames, context)",
     **{kind: f"a {kind}.{contract.__name__}" for kind, contract in CONTRACTS.items() if kind != "agent"},
 }
-
-
-@attrs.frozen
-class ManagerOptions:
-    """Limits over all sessions, which stand in the `[session]` table too."""
-
-    max_sessions: int = option(100, "sessions at once; one more is refused", at_least=1)
 
 
 @attrs.frozen(eq=False)

@@ -6,6 +6,7 @@ Every method returns at once: replies run in tasks of the session, what must be 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .barge_in import Verdict
@@ -15,16 +16,19 @@ from .engine import Context
 from .events import Turn, TurnRecord
 from .frames import (
     DTMF,
+    AudioIn,
     AudioOut,
     EndTurn,
     Failed,
     Frame,
+    Interrupt,
     Interrupted,
     ReplyEnded,
     SpeechEnded,
     SpeechProbability,
     SpeechStarted,
     SpeechSuspected,
+    StartTurn,
     TextDelta,
     TextIn,
     ToolCalled,
@@ -38,6 +42,7 @@ from .mouth import Mouth
 from .reply import Reply
 from .says import Say, Says
 from .settings import SessionOptions
+from .snapshot import Snapshot
 from .state import Happening, SessionState, move
 from .transport import Transport
 
@@ -56,6 +61,7 @@ class Dialogue:
         options: the session's limits.
         now_ms: the session's time.
         offset_ms: what to add to a position on the line to get the session's time.
+        stale_until_ms: speech before this position on the line was spoken while the line was lost.
         tell: announces an event: `tell(name, turn_index, **data)`.
         on_finished: told the record of each finished turn.
         end: closes the session with a reason.
@@ -71,6 +77,7 @@ class Dialogue:
         *,
         now_ms: Callable[[], float],
         offset_ms: Callable[[], float],
+        stale_until_ms: Callable[[], float],
         tell: Callable[..., None],
         on_finished: Callable[[TurnRecord], None],
         end: Callable[[str], None],
@@ -78,12 +85,14 @@ class Dialogue:
     ) -> None:
         self._context, self._options = context, options
         self._now_ms, self._offset_ms, self._tell, self._on_finished, self._end = now_ms, offset_ms, tell, on_finished, end
+        self._stale_until_ms = stale_until_ms
         self._finalize_on = TurnEnded if chain.index("turn") < chain.index("stt") else SpeechEnded
         self._stt_closes = chain.stage("stt") is not None and TurnEnded not in chain.stages[chain.index("stt")].makes
         self._relays = chain.stage("s2s") is not None
         self.state = SessionState.CONNECTED
         self.history = History()
         self.active_ms = 0.0
+        self.heard_seq = self._done_seq = self._quiet_seq = -1
         self.closing_reason = ""
         self.mouth = Mouth(
             chain,
@@ -99,6 +108,9 @@ class Dialogue:
             on_line_failed=line_failed,
         )
         self._open = False
+        self._lost: list[Callable[[], None]] | None = None
+        self._overdue: Turn | None = None
+        self._later: Turn | None = None
         self._timers = Timers(context.clock)
         self._turn: Turn | None = None
         self._turns = 0
@@ -119,6 +131,9 @@ class Dialogue:
             Transcript: self._transcript,
             TextIn: self._typed,
             DTMF: self._key,
+            StartTurn: self._start_turn,
+            Interrupt: self._stop_reply,
+            AudioIn: self._audio,
             Failed: self._failed,
         }
         if self._relays:
@@ -132,15 +147,26 @@ class Dialogue:
         return self.state is SessionState.LISTENING and self._idle()
 
     def hear(self, frame: Frame) -> None:
-        """Take one frame of the ears."""
+        """Take one frame of the ears. What is heard while the line is lost waits until it is back."""
         handler = self._handlers.get(type(frame))
-        if handler is not None:
+        if handler is None:
+            return
+        if self._lost is None:
             handler(frame)
+        elif type(frame) is not SpeechProbability:
+            self._lost.append(partial(handler, frame))
 
-    def ready(self) -> None:
-        """The line is open: greet, or listen."""
+    def ready(self, snapshot: Snapshot | None = None) -> None:
+        """The line is open: greet, or listen; with a `snapshot`, go on from there."""
         self._open = True
-        if self._options.greeting:
+        if snapshot is not None:
+            self.history.messages, self._turns = snapshot.history, snapshot.turns
+            self.heard_seq = self._done_seq = snapshot.seq
+            self.mouth.hold()
+            self.move(Happening.READY)
+            if snapshot.pending:
+                self._typed(TextIn(snapshot.pending, snapshot.seq))
+        elif self._options.greeting:
             self.say(self._options.greeting, interrupt=False, interruptible=True)
         else:
             self.move(Happening.READY)
@@ -184,16 +210,96 @@ class Dialogue:
         if reply is not None:
             self.mouth.stop(reply)
             self._finish(reply, interrupted=True)
-        elif self._turn is not None and self._turn.text:  # said, and not answered
-            self.history.add_turn(self._turn.text, "")
-            self._on_finished(self._turn.record("", "", interrupted=False))
+        for turn in (self._turn if reply is None else None, self._later):
+            if turn is not None and turn.text:  # said, and not answered
+                self.history.add_turn(turn.text, "")
+                self._on_finished(turn.record("", "", interrupted=False))
         self._says.drop()
+
+    @property
+    def turns(self) -> int:
+        """How many turns there were, this one included."""
+        return self._turns
+
+    def kept(self) -> tuple[str, int]:
+        """The text that is not answered yet, and the number up to which the line need not tell anything again."""
+        turn = self.mouth.reply.turn if self.mouth.reply is not None else self._turn
+        if turn is not None and turn.text and turn.ended_ms is not None:
+            return turn.text, max(turn.seq, self._done_seq)
+        return "", self._done_seq
+
+    def settle(self) -> None:
+        """Called now and then: quiet that lasted since the last call need not be heard again by anybody."""
+        quiet = self.quiet
+        if quiet and self._quiet_seq >= 0:
+            self._done_seq = max(self._done_seq, self._quiet_seq)
+        self._quiet_seq = self.heard_seq if quiet else -1
 
     def move(self, happening: Happening) -> None:
         """Move by the table, and announce it."""
         old, self.state = self.state, move(self.state, happening)
         if old is not self.state:
             self._tell("state", self._index(), state=self.state.value, old=old.value)
+
+    # --- a line that is lost and comes back --------------------------------------------------------------------------
+
+    def line_lost(self) -> None:
+        """The line is lost: what is being said waits, what is heard still is kept, nobody is given up."""
+        self._lost = []
+        if "final" in self._timers:
+            self._timers.cancel("final")
+            self._overdue = self._turn
+        self.mouth.hold()
+        self.move(Happening.LINE_LOST)
+
+    def line_back(self) -> None:
+        """The line is back: be where it was lost, and go on."""
+        heard, self._lost = self._lost or [], None
+        overdue, self._overdue = self._overdue, None
+        self.active_ms = self._now_ms()
+        self.move(Happening.RESUMED)
+        reply = self.mouth.reply
+        if reply is not None and reply.playout.started:
+            self.move(Happening.REPLY_AUDIO)
+        elif reply is None or reply.turn is not None:
+            self.move(Happening.READY)
+            if reply is not None or overdue is not None:
+                self.move(Happening.TURN_ENDED)
+        self.mouth.line_back()
+        if overdue is not None:
+            self._timers.set("final", self._options.final_timeout_ms, self._final_late, overdue)
+        for what in heard:
+            what()
+        self._next()
+
+    def caught_up(self) -> None:
+        """All that was spoken while the line was lost is heard."""
+        self.mouth.release()
+
+    def _is_stale(self, place_ms: float) -> bool:
+        """True for speech of a time when the line was lost, if a reply is being spoken: it interrupts nobody."""
+        reply = self.mouth.reply
+        return place_ms < self._stale_until_ms() and reply is not None and reply.playout.started
+
+    def _hear_later(self, speech_start_ms: float) -> None:
+        """Open, or go on with, the turn that is answered once the reply is over."""
+        if self._later is None:
+            self._later = Turn(self._turns, self._now_ms())
+            self._turns += 1
+            self._tell("turn_started", self._later.index)
+            self._later.speech_start_ms = speech_start_ms + self._offset_ms()
+        self._later.ended_ms = None
+
+    def _take_later(self) -> None:
+        """Answer what was said while the line was lost, once it is all there."""
+        turn, self._later = self._later, None
+        if turn is None:
+            return
+        self._turn = turn
+        self._limit_turn(turn)
+        if turn.ended_ms is not None and not self._speaking:
+            self._process(turn, turn.source)
+            self._await_words(turn)
 
     # --- speech ------------------------------------------------------------------------------------------------------
 
@@ -202,6 +308,9 @@ class Dialogue:
         self._speech_start_ms = frame.speech_start_ms
         self.active_ms = self._now_ms()
         self._tell("speech_started", self._index(), speech_start_ms=frame.speech_start_ms + self._offset_ms())
+        if self._is_stale(frame.speech_start_ms):
+            self._hear_later(frame.speech_start_ms)
+            return
         self._guard(frame)
         if self.mouth.reply is None:
             self._open_turn(frame.speech_start_ms)
@@ -249,7 +358,7 @@ class Dialogue:
         if happening is not None:
             self.move(happening)
         self._context.emit(Interrupted(reply.number, played_ms, heard))
-        by_caller = source in ("speech", "text")
+        by_caller = source in ("speech", "text", "push")
         if by_caller and not heard and reply.turn is not None:
             self._reopen(reply.turn)
             return
@@ -265,6 +374,8 @@ class Dialogue:
         """The caller has the floor: in a turn of their own, or still in the one whose answer has not been heard."""
         if self.state is SessionState.CONNECTED:
             self.move(Happening.READY)
+        if self._turn is None and self._later is not None:
+            self._turn, self._later = self._later, None
         if self._turn is None:
             self._turn = Turn(self._turns, self._now_ms())
             self._turns += 1
@@ -296,6 +407,9 @@ class Dialogue:
 
     def _turn_ended(self, frame: TurnEnded) -> None:
         if self.mouth.reply is not None or (self._talked_over and self._turn is None):
+            if self._later is not None and self._later.ended_ms is None:
+                self._later.source, self._later.ended_ms = frame.source, self._now_ms()
+                self._later.seq = self.heard_seq
             self._talked_over = False  # it ends speech that was no interruption
             if self._finalize_on is TurnEnded:
                 self._expect()
@@ -309,20 +423,26 @@ class Dialogue:
         if self._relays:
             turn.begin_reply(self._now_ms())
             self.mouth.relay(turn)
-        elif turn.owed <= 0:
+        else:
+            self._await_words(turn)
+
+    def _await_words(self, turn: Turn) -> None:
+        """Answer the turn as soon as all its words are there."""
+        if turn.owed <= 0:
             self._answer(turn)
         else:
             self._timers.set("final", self._options.final_timeout_ms, self._final_late, turn)
 
     def _process(self, turn: Turn, source: str) -> None:
         """The turn is over; its answer is next."""
-        turn.source, turn.ended_ms = source, self._now_ms()
+        turn.source, turn.ended_ms, turn.seq = source, self._now_ms(), self.heard_seq
         self._timers.cancel("turn")
         self.move(Happening.TURN_ENDED)
         self._tell("turn_ended", turn.index, source=source, speech_end_ms=turn.speech_end_ms)
 
     def _typed(self, frame: TextIn) -> None:
         self.active_ms = self._now_ms()
+        self.heard_seq = max(self.heard_seq, frame.seq)
         if self.mouth.reply is not None:
             self._interrupt(self.mouth.reply, "text")
         turn = self._open_turn(None)
@@ -337,12 +457,33 @@ class Dialogue:
         self.active_ms = self._now_ms()
         self._tell("dtmf", self._index(), digit=frame.digit)
 
+    def _audio(self, frame: AudioIn) -> None:
+        """The ears are done with this audio."""
+        if frame.seq > self.heard_seq:
+            self.heard_seq = frame.seq
+
+    def _start_turn(self, frame: StartTurn) -> None:
+        """The caller takes the floor by a button."""
+        self.active_ms = self._now_ms()
+        reply = self.mouth.reply
+        if reply is not None and reply.interruptible:
+            self._interrupt(reply, frame.source)
+        if self.mouth.reply is None:
+            self._open_turn(None)
+
+    def _stop_reply(self, frame: Interrupt) -> None:
+        self.active_ms = self._now_ms()
+        reply = self.mouth.reply
+        if reply is not None and reply.interruptible:
+            self._interrupt(reply, frame.source)
+            self._next()
+
     # --- transcripts -------------------------------------------------------------------------------------------------
 
     def _expect(self) -> None:
         """The recogniser owes a closing transcript: to the turn, or to nobody (speech that was no interruption)."""
         if self._stt_closes:
-            turn = self._turn if self.mouth.reply is None else None
+            turn = self._turn if self.mouth.reply is None else self._later
             self._expecting.append(turn)
             if turn is not None:
                 turn.owed += 1
@@ -389,6 +530,9 @@ class Dialogue:
 
     def deafened(self) -> None:
         """The ears begin anew: what they owed will not come, and that speech ends will not be heard."""
+        if self._lost is not None:
+            self._lost.append(self.deafened)
+            return
         self._stt_failed = True
         if self._speaking:
             now_ms = self._now_ms() - self._offset_ms()
@@ -412,11 +556,13 @@ class Dialogue:
         turn.begin_reply(self._now_ms())
         self._context.history = self.history.messages
         if turn.text:
+            self._tell("turn_heard", turn.index, text=turn.text)
             self.mouth.answer(turn)
         elif stt_failed and self._options.fallback:
             self.mouth.fall_back(turn)
         else:
             self._turn = None
+            self._done_seq = max(self._done_seq, turn.seq)
             self.move(Happening.NOTHING_TO_SAY)
             self._tell("turn_empty", turn.index)
             self._next()
@@ -427,6 +573,9 @@ class Dialogue:
         self._tell("reply_started", self._index(), reply=reply.number)
 
     def _reply_over(self, reply: Reply) -> None:
+        if self._lost is not None:
+            self._lost.append(partial(self._reply_over, reply))
+            return
         happening = {
             SessionState.RESPONDING: Happening.PLAYOUT_ENDED,
             SessionState.PROCESSING: Happening.NOTHING_TO_SAY,
@@ -436,7 +585,9 @@ class Dialogue:
         self._context.emit(ReplyEnded(reply.number, reply.heard_text(), False))
         if happening is not None:
             self.move(happening)
-        if self._speaking:  # into a reply that could not be interrupted: what goes on beyond it is heard
+        if self._later is not None:
+            self._take_later()
+        elif self._speaking:  # into a reply that could not be interrupted: what goes on beyond it is heard
             self._deaf_until_ms = self._now_ms()
             self._open_turn(self._speech_start_ms)
         self._next()
@@ -450,6 +601,7 @@ class Dialogue:
         if saying is not None:
             saying.settle(not interrupted and not reply.failed)
         if turn is not None:
+            self._done_seq = max(self._done_seq, turn.seq)
             if turn is self._turn:
                 self._turn = None
             text = f"{reply.before} {reply.text}".strip() if reply.before else reply.text

@@ -46,12 +46,14 @@ INBOX_MS = 5_000.0
 class Engine:
     """The root of every provider: options, lifetimes, and the stage it makes in a chain.
 
-    `options` holds the engine's options (an attrs object) or None. `provider` is the name it was made by.
+    `options` holds the engine's options (an attrs object) or None. `provider` is the name it was made by. `max_streams` is how
+    many sessions it can serve at once (None: as many as come); a manager admits no more.
     """
 
     kind: ClassVar[str] = "processor"
     options: Any = None
     provider: str = ""
+    max_streams: int | None = None
     _users: int = 0
     _warm: bool = False
     _warming: asyncio.Lock | None = None
@@ -60,6 +62,11 @@ class Engine:
     def name(self) -> str:
         """The provider's name, or the class's for an engine that was not made by name."""
         return self.provider or type(self).__name__
+
+    @property
+    def wait_ms(self) -> float:
+        """How long a call made now would wait before it begins; a manager admits nobody while it is long. The default: 0."""
+        return 0.0
 
     async def prewarm(self) -> None:
         """Load now what the first call would have to load. Called once, off the turn path; the default does nothing."""

@@ -26,7 +26,10 @@
     |- SessionError
     |  |- InvalidTransitionError               .current, .event, .allowed
     |  |- SessionClosedError                   a call on a session that has ended
-    |  `- SessionLimitError                    .limit
+    |  |- SessionLimitError                    .limit, .retry_after_ms
+    |  |- SessionNotFoundError (LookupError)   no session of that id lives, or can be taken up again
+    |  |- DuplicateSessionError                a session of that id lives already
+    |  `- ReconnectError                       a lost line did not come back; .attempts
     `- TransportClosed                         the line ended; LineLost is its unwanted form
 
 A message has three beats: what happened (with the value), what was expected, what to do next.
@@ -48,6 +51,7 @@ __all__ = [
     "ConfigError",
     "ConnectFailedError",
     "DuplicateProviderError",
+    "DuplicateSessionError",
     "InvalidRequestError",
     "InvalidTransitionError",
     "LineLost",
@@ -60,9 +64,11 @@ __all__ = [
     "ProviderTimeoutError",
     "QuotaError",
     "RateLimitError",
+    "ReconnectError",
     "SessionClosedError",
     "SessionError",
     "SessionLimitError",
+    "SessionNotFoundError",
     "TransportClosed",
     "UnknownProviderError",
 ]
@@ -216,11 +222,27 @@ class SessionClosedError(SessionError):
 
 
 class SessionLimitError(SessionError):
-    """A limit is reached. `limit` is its name, as in the configuration."""
+    """A limit is reached. `limit` is its name, as in the configuration; `retry_after_ms` when to try again, where known."""
 
-    def __init__(self, message: str, *, limit: str) -> None:
+    def __init__(self, message: str, *, limit: str, retry_after_ms: float | None = None) -> None:
         super().__init__(message)
-        self.limit = limit
+        self.limit, self.retry_after_ms = limit, retry_after_ms
+
+
+class SessionNotFoundError(SessionError, LookupError):
+    """No session of that id lives, or it cannot be taken up again; the message says which."""
+
+
+class DuplicateSessionError(SessionError):
+    """A session of that id lives already."""
+
+
+class ReconnectError(SessionError):
+    """A lost line did not come back. `attempts` is how often it was tried."""
+
+    def __init__(self, message: str, *, attempts: int = 0) -> None:
+        super().__init__(message)
+        self.attempts = attempts
 
 
 class TransportClosed(BelugaVoiceError):

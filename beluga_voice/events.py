@@ -15,9 +15,9 @@ class SessionEvent:
 
     Attributes:
         name: "opened", "state", "speech_started", "speech_ended", "turn_started", "turn_end_proposed",
-            "turn_end_withdrawn", "turn_ended",
-            "transcript", "turn_reopened", "turn_empty", "reply_started", "reply_text", "reply_audio", "reply_paused",
-            "reply_resumed", "interrupted", "reply_ended", "turn_finished", "dtmf", "tool", "error", "warning", "closed".
+            "turn_end_withdrawn", "turn_ended", "transcript", "turn_heard", "turn_reopened", "turn_empty",
+            "reply_started", "reply_text", "reply_audio", "reply_paused", "reply_resumed", "interrupted", "reply_ended",
+            "turn_finished", "dtmf", "tool", "line_lost", "resumed", "goaway", "error", "warning", "closing", "closed".
         at_ms: when, in ms since the session began.
         turn: the turn it belongs to; -1 for none.
         data: what else is known, by name; times end in `_ms`.
@@ -67,6 +67,7 @@ class Turn:
     speech_start_ms: float | None = None
     speech_end_ms: float | None = None
     finals: list[str] = attrs.field(factory=list)
+    seq: int = -1
     owed: int = 0
     reopened: int = 0
     ended_ms: float | None = None

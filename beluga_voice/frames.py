@@ -22,6 +22,7 @@ __all__ = [
     "Failed",
     "Frame",
     "ImageIn",
+    "Interrupt",
     "Interrupted",
     "ReplyEnded",
     "ReplyStarted",
@@ -29,6 +30,7 @@ __all__ = [
     "SpeechProbability",
     "SpeechStarted",
     "SpeechSuspected",
+    "StartTurn",
     "TextDelta",
     "TextIn",
     "ToolCalled",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 UNPLACED_MS = -1.0
+UNNUMBERED = -1
 
 
 def _size(pcm: bytes) -> str:
@@ -52,11 +55,15 @@ def _size(pcm: bytes) -> str:
 
 @attrs.frozen
 class AudioIn:
-    """Caller audio. `at_ms` is where it begins; a transport leaves it out and the session counts."""
+    """Caller audio. `at_ms` is where it begins; a transport leaves it out and the session counts.
+
+    `seq` is its number on a line that numbers what it brings: what is known to be kept need not be sent again.
+    """
 
     pcm: bytes = attrs.field(repr=_size)
     sample_rate_hz: int
     at_ms: float = UNPLACED_MS
+    seq: int = UNNUMBERED
 
     @property
     def end_ms(self) -> float:
@@ -75,9 +82,10 @@ class ImageIn:
 
 @attrs.frozen
 class TextIn:
-    """A turn typed instead of spoken."""
+    """A turn typed instead of spoken. `seq` as in `AudioIn`."""
 
     text: str
+    seq: int = UNNUMBERED
 
 
 @attrs.frozen
@@ -88,10 +96,24 @@ class DTMF:
 
 
 @attrs.frozen
+class StartTurn:
+    """A wish, not a fact: the caller's turn begins now and lasts until `EndTurn`, whatever pauses it has (push-to-talk)."""
+
+    source: str = "push"
+
+
+@attrs.frozen
 class EndTurn:
     """A wish, not a fact: end the caller's turn now (push-to-talk released, the turn's time limit). `source` says whose."""
 
     source: str
+
+
+@attrs.frozen
+class Interrupt:
+    """A wish, not a fact: stop the reply now (the caller's stop button). `source` says whose."""
+
+    source: str = "caller"
 
 
 # --- hearing ---------------------------------------------------------------------------------------------------------
@@ -275,7 +297,9 @@ Frame = (
     | ImageIn
     | TextIn
     | DTMF
+    | StartTurn
     | EndTurn
+    | Interrupt
     | SpeechProbability
     | SpeechSuspected
     | SpeechStarted

@@ -84,6 +84,8 @@ class Mouth:
         self._count = 0
         self.reaper = Reaper(options.cancel_grace_ms, options.max_stuck, self._stuck)
         self.reply: Reply | None = None
+        self._held = False
+        self._lead_ms = options.send_lead_ms
 
     # --- what the dialogue asks for ----------------------------------------------------------------------------------
 
@@ -123,6 +125,33 @@ class Mouth:
             self._on_stuck_full()
         return played_ms
 
+    # --- a line that is lost and comes back --------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """The line is lost: send nothing more. Replies are made all the same, as far as they may be held."""
+        self._held = True
+        if self.reply is not None:
+            self.reply.playout.hold()
+
+    def line_back(self) -> None:
+        """The line is back and may be sent more ahead: the reply under way goes on; one not begun waits for `release`."""
+        self._lead_ms = self._options.resumed_lead_ms
+        if self.reply is not None:
+            self.reply.playout.lead(self._lead_ms)
+            if self.reply.playout.started:
+                self.reply.playout.release()
+
+    def rewind(self) -> None:
+        """What was sent and not played is lost with the line: send it again."""
+        if self.reply is not None:
+            self.reply.playout.rewind()
+
+    def release(self) -> None:
+        """Speak as ever."""
+        self._held = False
+        if self.reply is not None:
+            self.reply.playout.release()
+
     # --- a reply's life ----------------------------------------------------------------------------------------------
 
     def _new(self, stages: Chain | None, first: Frame, turn: Turn | None, interruptible: bool = True) -> Reply:
@@ -130,7 +159,7 @@ class Mouth:
         playout = Playout(
             self._line,
             self._context.clock,
-            send_lead_ms=self._options.send_lead_ms,
+            send_lead_ms=self._lead_ms,
             limit_ms=self._options.max_reply_audio_ms,
             on_first_sent=lambda: self._first_sent(reply),
         )
@@ -140,6 +169,9 @@ class Mouth:
         reply = Reply(
             self._count, stages, first, turn=turn, playout=playout, barge_in=barge_in, on_frame=self._reply_frame
         )
+        reply.interruptible = interruptible
+        if self._held:
+            playout.hold()
         self.reply = reply
         return reply
 
@@ -155,13 +187,19 @@ class Mouth:
         await reply.make(self._context)
 
     async def _play(self, reply: Reply) -> None:
-        try:
-            await reply.playout.run()
-        except Exception as error:
-            self._on_line_failed(error)
-        else:
-            if reply is self.reply:
-                self._over(reply)
+        while True:
+            try:
+                await reply.playout.run()
+            except LineLost as error:
+                reply.playout.hold()  # the rest is for the line that comes back
+                self._on_line_failed(error)
+                continue
+            except Exception as error:
+                self._on_line_failed(error)
+            else:
+                if reply is self.reply:
+                    self._over(reply)
+            return
 
     def _first_sent(self, reply: Reply) -> None:
         if reply.turn is not None and reply.turn.sent_ms is None:

@@ -51,8 +51,8 @@ class Playout:
         on_first_sent: Callable[[], None],
     ) -> None:
         self._line, self._clock = transport, clock
-        self._lead_ms, self._limit_ms = send_lead_ms, limit_ms
-        self._piece_ms, self._step_ms = min(PIECE_MS, send_lead_ms / 2), min(STEP_MS, send_lead_ms / 2)
+        self._limit_ms = limit_ms
+        self.lead(send_lead_ms)
         self._on_first_sent = on_first_sent
         self._rate_hz = transport.output_rate_hz
         self._pieces: deque[bytes] = deque()
@@ -63,7 +63,7 @@ class Playout:
         self._stopped_ms: float | None = None
         self._spans: list[_Span] = []
         self._resampler: Resampler | None = None
-        self._finished = self._paused = False
+        self._finished = self._paused = self._held = self._line_paused = False
         self._news: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
 
@@ -121,8 +121,8 @@ class Playout:
 
     @property
     def paused(self) -> bool:
-        """True between `pause` and `go_on`."""
-        return self._paused
+        """True between `pause` and `go_on`, and while the line is lost."""
+        return self._paused or self._held
 
     @property
     def finished(self) -> bool:
@@ -135,23 +135,46 @@ class Playout:
         return self._base_ms is not None
 
     def pause(self) -> None:
-        """Fall silent now; what was sent and not played will be sent again by `go_on`."""
+        """Fall silent now. What was sent and not played is kept by the line, or will be sent again by `go_on`."""
         if self._paused or self._stopped_ms is not None:
             return
         self._paused = True
         if self._base_ms is not None:
-            self._line.clear()
-            self._sent = min(self._sent, self._samples(self.played_ms))
+            self._line_paused = self._line.pause()
+            if not self._line_paused:
+                self._line.clear()
+                self.rewind()
 
     def go_on(self) -> None:
         """Speak on from where the pause fell."""
         self._paused = False
+        if self._line_paused:
+            self._line_paused = False
+            self._line.go_on()
         self._wake()
+
+    def hold(self) -> None:
+        """Send nothing more until `release`: the line is lost. What was sent stays with it."""
+        self._held = True
+
+    def release(self) -> None:
+        """Send on."""
+        self._held = False
+        self._wake()
+
+    def rewind(self) -> None:
+        """What was sent and not played is gone: send it again."""
+        self._sent = min(self._sent, self._samples(self.played_ms))
+
+    def lead(self, send_lead_ms: float) -> None:
+        """Send at most so far ahead of what is played."""
+        self._lead_ms = send_lead_ms
+        self._piece_ms, self._step_ms = min(PIECE_MS, send_lead_ms / 2), min(STEP_MS, send_lead_ms / 2)
 
     def cut(self) -> float:
         """Stop for good, now; how much was played, in ms."""
         if self._stopped_ms is None:
-            if self._base_ms is not None and not self._paused:
+            if self._base_ms is not None and (self._line_paused or not self._paused):
                 self._line.clear()
             self._stopped_ms = min(self.played_ms, self._ms(self._total))
             self._pieces.clear()
@@ -187,7 +210,7 @@ class Playout:
             played_ms = self.played_ms
             self._sent = max(self._sent, min(self._samples(played_ms), self._total))  # a line may tell late what it played
             unsent = self._total - self._sent
-            if self._paused or (unsent <= 0 and not self._finished):
+            if self.paused or (unsent <= 0 and not self._finished):
                 await self._wait(None)
                 continue
             self._forget(self._samples(played_ms))
@@ -204,7 +227,7 @@ class Playout:
             if self._base_ms is None:
                 self._base_ms = self._line.played_ms
                 self._on_first_sent()
-                if self._paused or self._stopped_ms is not None:
+                if self.paused or self._stopped_ms is not None:
                     continue
             pcm = self._take(self._samples(self._piece_ms))
             self._sent += len(pcm) // BYTES_PER_SAMPLE

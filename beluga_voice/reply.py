@@ -35,6 +35,7 @@ class Reply:
         failed: the agent failed.
         excused: it may end without a word: the agent hangs up, or speaks by `say`.
         fallback: it is what is said when the agent failed.
+        interruptible: whether the caller may stop it.
         before: what was heard of the failed reply that a fallback stands in for.
         seen: when its playing was last seen to go on, and how much was played then, in ms.
     """
@@ -55,6 +56,7 @@ class Reply:
         self.tools: list[ToolCalled | ToolReturned] = []
         self.failed = self.cancelled = self.made_audio = self.excused = False
         self.fallback = False
+        self.interruptible = True
         self.before = ""
         self.seen = (-1.0, 0.0)
         self.tasks: list[asyncio.Task[None]] = []

@@ -13,22 +13,26 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
 from ._registry import registry
 from ._watch import LoopWatch
 from .chain import Chain
-from .clock import Clock
+from .clock import Clock, Timers
 from .dialogue import Dialogue
 from .engine import Context
-from .errors import LineLost, SessionClosedError, SessionError
+from .errors import LineLost, ReconnectError, SessionClosedError, SessionError
 from .events import SessionEvent, TurnRecord
-from .frames import AudioIn, EndCall, Failed, Frame, TextDelta, TurnEnded
+from .frames import EndCall, Failed, Frame, TextDelta, TurnEnded
 from .history import Message
+from .intake import Intake
+from .line import Line, NoLine
+from .reconnect import Breaker, Connect, dial
 from .says import Say, SayHandle
 from .settings import SessionOptions
+from .snapshot import Snapshot
 from .state import Happening, SessionState
 from .transport import Transport
 
@@ -37,8 +41,6 @@ __all__ = ["Session"]
 Listener = Callable[[SessionEvent], None]
 
 log = logging.getLogger("beluga_voice.session")
-DRIFT_MS = 0.02  # how fast the line's clock may run from ours, per frame: 1 ms a second at 20 ms frames
-SETTLED_MS = 100.0
 FINAL_STATES = (SessionState.DISCONNECTED, SessionState.ERROR)
 
 
@@ -51,7 +53,11 @@ class Session:
         options: limits and greeting; the defaults if left out.
         session_id: a name of its own if left out.
         user_id: who calls, for the agent.
+        tenant: on whose account.
         metadata: what else is known of the call, for the agent.
+        snapshot: what another process kept of this session: it goes on from there.
+        before_hang_up: awaited once the conversation is over and before the line is hung up, for `close_timeout_ms` at most.
+        breaker: what guards `reconnect`; shared by sessions that dial the same place.
         listeners: called with every `SessionEvent`; must not block.
         clock: whose time is kept.
 
@@ -70,7 +76,11 @@ class Session:
         *,
         session_id: str = "",
         user_id: str = "",
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
+        snapshot: Snapshot | None = None,
+        before_hang_up: Callable[[], Awaitable[object]] | None = None,
+        breaker: Breaker | None = None,
         listeners: Iterable[Listener] = (),
         clock: Clock | None = None,
     ) -> None:
@@ -80,13 +90,15 @@ class Session:
         self.chain = chain
         self.options = options or SessionOptions()
         self.session_id = session_id or uuid.uuid4().hex
-        self.user_id, self.metadata = user_id, dict(metadata or {})
-        self.data: dict[str, Any] = {}
+        self.user_id, self.tenant, self.metadata = user_id, tenant, dict(metadata or {})
+        self.data: dict[str, Any] = dict(snapshot.data) if snapshot else {}
         self.turns: list[TurnRecord] = []
         self.end_reason = ""
-        self._line = line
+        self._line = Line(line) if line is not None else None
+        self._snapshot, self._before_hang_up = snapshot, before_hang_up
         self._clock = clock or Clock()
-        self._listeners = (*listeners, line.notify) if line else tuple(listeners)
+        self._breaker = breaker or Breaker(clock=self._clock)
+        self._listeners = (*listeners, self._line.notify) if self._line else tuple(listeners)
         self._ears = chain.split()[0]
         self._context = Context(
             session_id=self.session_id,
@@ -98,18 +110,23 @@ class Session:
         )
         self._context.watch = LoopWatch(self.options.loop_warning_ms, self._held_loop)
         self._opened_ms: float | None = None
-        self._offset_ms = 0.0
         self._ended: asyncio.Future[str] | None = None
         self._asked: list[str] | None = None
-        self._heard_ms = 0.0
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers = Timers(self._clock)
+        self._reading: asyncio.Timeout | None = None
+        self._failed_line: Exception | None = None
+        used = self._line or NoLine()
+        self._intake = Intake(
+            used, self._context, self.options, now_ms=self._now_ms, on_caught_up=lambda: self._dialogue.caught_up()
+        )
         self._dialogue = Dialogue(
             chain,
-            line or _NO_LINE,
+            used,
             self._context,
             self.options,
             now_ms=self._now_ms,
-            offset_ms=lambda: self._offset_ms,
+            offset_ms=lambda: self._intake.offset_ms,
+            stale_until_ms=lambda: self._intake.stale_until_ms,
             tell=self._tell,
             on_finished=self._turn_finished,
             end=self.close,
@@ -134,6 +151,45 @@ class Session:
         counted = self._context.counters
         counted["inbound_frames_dropped"] = self._context.inbox.dropped
         return counted
+
+    @property
+    def line(self) -> Transport | None:
+        """The transport it speaks over now."""
+        return self._line.transport if self._line is not None else None
+
+    @property
+    def idle_ms(self) -> float:
+        """How long nobody has spoken, typed or pressed a key; 0 while anything is going on."""
+        return self._now_ms() - self._dialogue.active_ms if self._dialogue.quiet else 0.0
+
+    def snapshot(self) -> Snapshot:
+        """What another process needs to go on with this session."""
+        pending, seq = self._dialogue.kept()
+        return Snapshot(
+            self.session_id,
+            self.user_id,
+            self.tenant,
+            self.metadata,
+            self.history,
+            pending,
+            self._dialogue.turns,
+            seq,
+            self._line.saved() if self._line is not None else {},
+            self.data,
+        )
+
+    def settle(self) -> None:
+        """Called now and then by whoever keeps snapshots: lets `snapshot` count lasting quiet as heard."""
+        self._dialogue.settle()
+
+    def feed(self, frame: Frame) -> None:
+        """Take a frame as if the line had brought it now: `TextIn`, `DTMF`, `StartTurn`, `EndTurn`, `Interrupt`.
+
+        Raises:
+            SessionClosedError: the session has ended.
+        """
+        self._check_live("feed")
+        self._context.inbox.put_dropping(frame)
 
     def say(self, text: str, *, interrupt: bool = False, allow_interruptions: bool = True) -> SayHandle:
         """Say `text` when nobody speaks; with `interrupt`, instead of what is being said.
@@ -163,6 +219,66 @@ class Session:
             self.close("agent_ended")
         else:
             self._dialogue.end(text, "agent_ended")
+
+    def drain(self, deadline_ms: float) -> None:
+        """The process goes away: tell the caller's side, and close at the next turn boundary; at once if the line is lost."""
+        self._tell("goaway", -1, deadline_ms=deadline_ms)
+        if self.state is SessionState.RECONNECTING:
+            self.close("drain")
+        else:
+            self._dialogue.end("", "drain")
+
+    async def reconnect(self, connect: Connect, *, max_attempts: int = 5, base_delay_ms: float = 500.0) -> None:
+        """Dial again after the line was lost: at once, then after exponentially longer waits with full jitter, 10 s at most.
+
+        Args:
+            connect: an async function that gives the new line, or None when the old one is open again.
+            max_attempts: how often it is tried; after that the session ends in state `error`.
+            base_delay_ms: the longest wait before the second attempt; it doubles with each.
+
+        Raises:
+            ReconnectError: no attempt succeeded, or the breaker is open; the session has ended.
+            SessionClosedError: the session ended meanwhile.
+        """
+        self._check_live("reconnect")
+        line = self._line
+        if line is None:
+            raise SessionError(f"session {self.session_id} has no line to reconnect")
+        if self.state is not SessionState.RECONNECTING:
+            self._line_failed(LineLost("the line is dialled anew"))
+        self._timers.cancel("window")
+        try:
+            made = await dial(
+                connect, max_attempts=max_attempts, base_delay_ms=base_delay_ms, clock=self._clock, breaker=self._breaker
+            )
+        except ReconnectError as error:
+            self._tell("error", -1, stage="line", message=str(error), error=error)
+            if self.state is SessionState.RECONNECTING:
+                self._dialogue.move(Happening.ATTEMPTS_EXHAUSTED)
+            self.close("error")
+            raise
+        if self.end_reason:
+            if made is not None:
+                await made.aclose()
+            raise SessionClosedError(f"session {self.session_id} ended ({self.end_reason}) while its line was dialled")
+        await self.reattach(made)
+
+    async def reattach(self, line: Transport | None) -> None:
+        """Go on over `line` (None: over the same one, which is open again). What the caller has not heard is sent again.
+
+        Raises:
+            SessionClosedError: the session has ended.
+            ValueError: the rates of `line` are not those of the session.
+        """
+        self._check_live("reattach")
+        if self._line is None:
+            raise SessionError(f"session {self.session_id} has no line")
+        if self.state is not SessionState.RECONNECTING:
+            self._line_failed(LineLost("another line took its place"))
+        old = self._line.replace(line or self._line.transport)
+        self._dialogue.mouth.rewind()
+        if old is not self._line.transport:
+            await self._hang_up(old)
 
     def close(self, reason: str = "closed") -> None:
         """Close now, whatever is being said; `run` returns `reason`. Closing twice does nothing."""
@@ -241,30 +357,41 @@ class Session:
                 await self._finish(self._line)
         return self.end_reason
 
-    def _begin(self, line: Transport) -> None:
+    def _begin(self, line: Line) -> None:
         self._opened_ms = self._clock.now_ms()
-        self._tell("opened", -1, session_id=self.session_id)
+        providers = {stage.kind: stage.name for stage in self.chain.stages}
+        self._tell(
+            "opened",
+            -1,
+            session_id=self.session_id,
+            transport=line.transport.provider or type(line.transport).__name__,
+            mode="s2s" if "s2s" in providers else "cascade",
+            providers=providers,
+            resumed=self._snapshot is not None,
+        )
         self._call_hook("session_opened")
-        self._context.tasks.spawn(self._read(line), "line")
+        if self._snapshot is not None:
+            self._intake.back()
+        self._context.tasks.spawn(self._hold_line(line), "line")
         self._context.spawn(self._listen(), "ears")
-        self._timers = [
-            self._clock.call_later_ms(self.options.max_session_ms, self._too_long),
-            self._clock.call_later_ms(self.options.idle_timeout_ms, self._check_idle),
-        ]
+        self._timers.set("length", self.options.max_session_ms, self._too_long)
+        self._timers.set("idle", self.options.idle_timeout_ms, self._check_idle)
         if line.capabilities.live:
-            self._timers.append(self._clock.call_later_ms(self.options.line_gap_ms, self._check_gap))
-        self._dialogue.ready()
+            self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
+        self._dialogue.ready(self._snapshot)
+        if self._snapshot is not None:
+            self._tell("resumed", -1, kind="warm", gap_ms=None)
 
-    async def _finish(self, line: Transport) -> None:
+    async def _finish(self, line: Line) -> None:
         self.end_reason = self.end_reason or "cancelled"
-        for timer in self._timers:
-            timer.cancel()
+        self._timers.cancel()
         self._dialogue.stop()
         self._context.inbox.close()
         try:
             await self._stop_work()
         finally:  # also when closing is cancelled: the line is hung up and everybody is told
             try:
+                await self._say_goodbye()
                 await self._hang_up(line)
             finally:
                 self._closed()
@@ -277,6 +404,15 @@ class Session:
         if stuck:
             log.warning("session %s closed with tasks that do not stop: %s", self.session_id, ", ".join(stuck))
 
+    async def _say_goodbye(self) -> None:
+        self._tell("closing", -1, reason=self.end_reason)
+        if self._before_hang_up is not None:
+            try:
+                async with asyncio.timeout(self.options.close_timeout_ms / 1000.0):
+                    await self._before_hang_up()
+            except Exception as error:
+                log.warning("session %s: what should be done before hanging up failed: %r", self.session_id, error)
+
     async def _hang_up(self, line: Transport) -> None:
         try:
             async with asyncio.timeout(self.options.close_timeout_ms / 1000.0):
@@ -286,52 +422,76 @@ class Session:
 
     def _closed(self) -> None:
         if self.state not in FINAL_STATES:
-            lost = self.end_reason == "lost"
-            if lost:
-                self._dialogue.move(Happening.LINE_LOST)
-            failed = self.end_reason == "error"
-            self._dialogue.move(
-                Happening.FAILED if failed else Happening.WINDOW_OVER if lost else Happening.ENDED
-            )
+            happening = Happening.FAILED if self.end_reason == "error" else Happening.ENDED
+            if self.end_reason == "lost":
+                if self.state is not SessionState.RECONNECTING:
+                    self._dialogue.move(Happening.LINE_LOST)
+                happening = Happening.WINDOW_OVER
+            self._dialogue.move(happening)
         self._tell("closed", -1, reason=self.end_reason)
         self._call_hook("session_closed", reason=self.end_reason)
 
-    async def _read(self, line: Transport) -> None:
-        """Take what the line brings, placing audio by a running count of its samples."""
-        inbox, live = self._context.inbox, line.capabilities.live
-        frames: AsyncIterator[Frame] | None = None
-        try:
-            frames = line.recv()
-            async for frame in frames:
-                if type(frame) is AudioIn:
-                    frame = self._placed(frame.pcm, frame.sample_rate_hz)
-                if live:
-                    inbox.put_dropping(frame)
-                else:
-                    await inbox.put(frame)
-            self.close("bye")
-        except Exception as error:
-            self._line_failed(error)
-        finally:
-            close = getattr(frames, "aclose", None)
-            if close is not None:
-                await close()
+    # --- its line ----------------------------------------------------------------------------------------------------
 
-    def _line_failed(self, error: Exception) -> None:
-        if isinstance(error, LineLost):
+    async def _hold_line(self, line: Line) -> None:
+        """Read the line until the caller hangs up, over every loss of it."""
+        try:
+            while True:
+                try:
+                    await self._read()
+                    self.close("bye")
+                    return
+                except LineLost as error:
+                    await self._wait_for(line, error)
+        except LineLost:
             self.close("lost")
-        else:
+        except Exception as error:
             self._tell("error", -1, stage="line", message=str(error), error=error)
             self.close("error")
 
-    def _placed(self, pcm: bytes, rate_hz: int) -> AudioIn:
-        """Audio at its place on the line, by the running count; how far the line is behind the clock is noted."""
-        frame = AudioIn(pcm, rate_hz, self._heard_ms)
-        self._heard_ms += len(pcm) * 500.0 / rate_hz
-        late_ms = self._now_ms() - self._heard_ms
-        drifted_ms = self._offset_ms + DRIFT_MS
-        self._offset_ms = late_ms if late_ms < drifted_ms or self._heard_ms < SETTLED_MS else drifted_ms
-        return frame
+    async def _read(self) -> None:
+        """Read until the caller hangs up, or the line is found to have failed.
+
+        Raises:
+            LineLost: the line is lost.
+        """
+        self._failed_line = None
+        try:
+            async with asyncio.timeout(None) as self._reading:
+                await self._intake.read()
+        except TimeoutError:
+            if self._failed_line is None:
+                raise
+            raise self._failed_line from None
+        finally:
+            self._reading = None
+
+    def _line_failed(self, error: Exception) -> None:
+        """The line was found to have failed by somebody else than its reader: who is woken to deal with it."""
+        if self._reading is not None and self._failed_line is None:
+            self._failed_line = error
+            self._reading.reschedule(asyncio.get_running_loop().time())
+
+    async def _wait_for(self, line: Line, error: LineLost) -> None:
+        """The line is lost: wait until it, or another in its place, is there.
+
+        Raises:
+            LineLost: it did not come back in time.
+        """
+        lost_ms = self._now_ms()
+        self._intake.lost()
+        self._dialogue.line_lost()
+        back = self._context.tasks.spawn(line.reattached(), "line back")
+        self._timers.set("window", self.options.resume_window_ms, back.cancel)
+        self._tell("line_lost", -1, message=str(error))
+        await asyncio.wait({back})
+        self._timers.cancel("window")
+        if back.cancelled():
+            raise error
+        back.result()
+        self._intake.back()
+        self._dialogue.line_back()
+        self._tell("resumed", -1, kind="hot", gap_ms=round(self._now_ms() - lost_ms, 3))
 
     async def _listen(self) -> None:
         """Run the ears; if a stage crashes they are rebuilt, once."""
@@ -362,20 +522,11 @@ class Session:
         if idle_ms >= self.options.idle_timeout_ms and self._dialogue.quiet:
             self.close("idle")
             return
-        wait_ms = max(self.options.idle_timeout_ms - idle_ms, 1_000.0)
-        self._timers[1] = self._clock.call_later_ms(wait_ms, self._check_idle)
+        self._timers.set("idle", max(self.options.idle_timeout_ms - idle_ms, 1_000.0), self._check_idle)
 
     def _check_gap(self) -> None:
-        """A live line that brings nothing counts as silence, so that a turn still ends when the caller mutes in mid-word."""
-        gap_ms = self._now_ms() - self._offset_ms - self._heard_ms
-        if self._heard_ms and gap_ms >= self.options.line_gap_ms:
-            rate_hz = self._context.input_rate_hz
-            samples = int(gap_ms * rate_hz / 1000)
-            frame = AudioIn(bytes(2 * samples), rate_hz, self._heard_ms)
-            self._heard_ms = frame.end_ms
-            self._context.counters["line_gaps"] += 1
-            self._context.inbox.put_dropping(frame)
-        self._timers[2] = self._clock.call_later_ms(self.options.line_gap_ms, self._check_gap)
+        self._intake.check_gap()
+        self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
@@ -421,26 +572,3 @@ class Session:
     def _check_live(self, what: str) -> None:
         if self.state in FINAL_STATES or self.end_reason:
             raise SessionClosedError(f"session {self.session_id} has ended ({self.end_reason}); {what} needs a live one")
-
-
-class _NoLine(Transport):
-    """The line of a session that is only asked by text."""
-
-    def recv(self) -> Any:
-        raise SessionClosedError("a session without a line cannot be heard; give it a transport")
-
-    async def send(self, frame: Any) -> None:
-        return None
-
-    def clear(self) -> None:
-        return None
-
-    @property
-    def played_ms(self) -> float:
-        return 0.0
-
-    async def aclose(self) -> None:
-        return None
-
-
-_NO_LINE = _NoLine()

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import attrs
 
 from ._registry import Kind, Provider
+from .errors import LineLost
 from .frames import AudioOut, Frame
 
 __all__ = ["Transport", "TransportCapabilities", "describe", "names", "new", "register"]
@@ -21,9 +22,13 @@ __all__ = ["Transport", "TransportCapabilities", "describe", "names", "new", "re
 
 @attrs.frozen
 class TransportCapabilities:
-    """What a line is: `live` where the caller speaks in real time whether anybody reads or not (a file waits)."""
+    """What a line is: `live` where the caller speaks in real time whether anybody reads or not (a file waits).
+
+    `resumable` where a line that was lost may come back as the same line: see `Transport.reattached`.
+    """
 
     live: bool = True
+    resumable: bool = False
 
 
 class Transport(ABC):
@@ -40,15 +45,18 @@ class Transport(ABC):
         """What the person sends, in order, at the pace of the line: `AudioIn` (unplaced), `TextIn`, `DTMF`, `EndTurn`, ...
 
         Three different ends: the iteration ends (the person hung up), `LineLost` is raised (the line broke and the person
-        may come back), any other error (the transport itself failed).
+        may come back), any other error (the transport itself failed). After `reattached` it is called anew and goes on with
+        what was not given yet.
         """
 
     @abstractmethod
     async def send(self, frame: AudioOut) -> None:
         """Send audio to be played after all that was sent before; waits while the line takes no more.
 
+        A resumable line keeps what it is given while it is lost, and waits when that is too much.
+
         Raises:
-            LineLost: the line broke.
+            LineLost: the line broke and is not resumable.
         """
 
     @abstractmethod
@@ -59,6 +67,27 @@ class Transport(ABC):
     @abstractmethod
     def played_ms(self) -> float:
         """How much audio was really played since the line opened; what `clear` dropped never counts."""
+
+    def pause(self) -> bool:
+        """Stop playing now, keeping what was sent for `go_on`. Must not wait.
+
+        False where the line cannot: it is then cleared, and sent again what was not played. The default cannot.
+        """
+        return False
+
+    def go_on(self) -> None:
+        """Play on from where `pause` stopped. Must not wait."""
+
+    async def reattached(self) -> None:
+        """Wait until the lost line is back; what was sent and not played goes on being played. Only on a resumable line."""
+        raise LineLost(f"transport {self.provider or type(self).__name__!r} does not come back once it is lost")
+
+    def covered(self, seq: int) -> None:
+        """Hear that everything up to number `seq` is kept in the session's store. Must not wait. The default does nothing."""
+
+    def saved(self) -> dict[str, Any]:
+        """What another process needs to take this line up, as plain JSON values. The default: nothing."""
+        return {}
 
     def notify(self, event: Any) -> None:
         """Hear of a session event (`SessionEvent`), to tell the person's side; must not wait. The default does nothing."""

@@ -16,7 +16,7 @@ LAYERS = {
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
         *("settings", "state", "history", "events", "barge_in", "playout", "reply", "says", "mouth", "dialogue", "session"),
-        *("manager", "resilience", "telemetry", "hybrid", "reconnect"),
+        *("manager", "resilience", "telemetry", "_spans", "_turn_spans", "_instruments", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_imports", "__main__"),
 }

@@ -1,0 +1,250 @@
+"""The ASGI application: the page, the WebSocket, tickets, health and metrics."""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import wire
+from ..manager import SessionManager
+from .calls import call
+from .metrics import metrics_text
+from .options import ServerOptions
+from .service import Service
+from .tickets import Grant
+
+__all__ = ["admin_app", "new_app", "services"]
+
+log = logging.getLogger("beluga_voice.server")
+
+PAGE = Path(__file__).parent / "page"
+LARGEST_BODY = 16_384
+LONGEST_NAME = 256
+NO_STORE = {"Cache-Control": "no-store"}
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9.\[\]:-]+\Z")
+
+
+def new_app(manager: SessionManager, options: ServerOptions) -> Starlette:
+    """The application that `server.app` gives."""
+    service = Service(manager, options)
+    routes: list[BaseRoute] = [
+        WebSocketRoute(wire.PATH, call, name="voice"),
+        Route("/v1/sessions", new_ticket, methods=["POST"]),
+    ]
+    if options.health:
+        routes += health_routes()
+    if options.page:
+        routes += page_routes()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Guard)], max_body_size=LARGEST_BODY)
+    app.state.service = service
+    return app
+
+
+def admin_app(found: list[Service]) -> Starlette:
+    """Health and metrics alone, of a service that something else starts and stops."""
+    app = Starlette(routes=health_routes())
+    app.state.service = found[0]
+    return app
+
+
+def services(app: Any) -> list[Service]:
+    """The services of `app` and of what is mounted in it.
+
+    Raises:
+        TypeError: there is none.
+    """
+    found = list(_found(app))
+    if not found:
+        raise TypeError(f"{type(app).__name__} is no application made by server.app, and has none mounted")
+    return found
+
+
+def _found(app: Any) -> list[Service]:
+    service = getattr(getattr(app, "state", None), "service", None)
+    if isinstance(service, Service):
+        return [service]
+    return [one for route in getattr(app, "routes", None) or () for one in _found(getattr(route, "app", None))]
+
+
+class Guard:
+    """Adds to every answer what keeps a browser from doing more with it than it should."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
+        headers = [(name.encode(), value.encode()) for name, value in _guards(scope).items()]
+        await self._app(scope, receive, guarded)
+
+
+def _guards(scope: Scope) -> dict[str, str]:
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    # Older browsers do not count a WebSocket to the page's own host as 'self'.
+    sockets = f" ws://{host} wss://{host}" if _PLAIN_HOST.match(host) else ""
+    return {
+        "content-security-policy": (
+            "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data:; "
+            f"media-src 'self' blob:; connect-src 'self'{sockets}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+        "cross-origin-resource-policy": "same-origin",
+    }
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page_routes() -> list[BaseRoute]:
+    """The page and its files; a word instead where they are not installed."""
+    routes: list[BaseRoute] = [Route("/", page)]
+    if PAGE.is_dir():
+        routes.append(Mount("/static", StaticFiles(directory=PAGE), name="static"))
+    return routes
+
+
+async def page(request: Request) -> Response:
+    """The web page; its files are asked for anew each time, and come only when they have changed."""
+    file = PAGE / "index.html"
+    headers = {"Cache-Control": "no-cache"}
+    if file.is_file():
+        return FileResponse(file, headers=headers)
+    return PlainTextResponse(f"A voice server. Calls go to {request.url_for('voice')}.\n", headers=headers)
+
+
+# --- tickets ---------------------------------------------------------------------------------------------------------
+
+
+async def new_ticket(request: Request) -> Response:
+    """`POST /v1/sessions`: a ticket for the user that the body names, for whoever may hand them out."""
+    service: Service = request.app.state.service
+    secure = request.url.scheme == "https"
+    if not service.welcomes_page(request.headers.getlist("origin"), request.headers.get("host", ""), secure=secure):
+        return _refused(403, "pages of this origin may not call; allow it in [server] origins")
+    if service.manager.draining:
+        return _refused(503, "the server is going away; ask another one", {"Retry-After": "1"})
+    try:
+        asked = _asked(await request.body())
+    except ValueError as error:
+        return _refused(400, str(error))
+    grant = await _authenticated(request, service.options, asked)
+    if grant is None:
+        return _refused(401, "no valid key; send Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
+    ticket = service.tickets.issue(grant.user_id, grant.tenant, grant.metadata)
+    url = service.options.public_url or str(request.url_for("voice"))
+    answer = {"url": url, "token": ticket, "expires_in_ms": service.options.ticket_ttl_ms}
+    return JSONResponse(answer, headers=NO_STORE)
+
+
+def _asked(body: bytes) -> Grant:
+    """Whom the body asks a ticket for.
+
+    Raises:
+        ValueError: it is not a JSON object of these fields.
+    """
+    try:
+        given = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise ValueError("the body is not JSON; expected an object like {\"user_id\": \"ann\"}") from None
+    if not isinstance(given, dict):
+        raise ValueError("the body is not a JSON object; expected one like {\"user_id\": \"ann\"}")
+    unknown = sorted(given.keys() - {"user_id", "tenant", "metadata"})
+    if unknown:
+        raise ValueError(f"the body has {unknown[0]!r:.40}; expected user_id, tenant and metadata")
+    return _grant(given)
+
+
+def _grant(given: Mapping[str, Any]) -> Grant:
+    user_id, tenant, metadata = given.get("user_id", ""), given.get("tenant", ""), given.get("metadata", {})
+    if not all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in (user_id, tenant)):
+        raise ValueError(f"user_id and tenant are texts of at most {LONGEST_NAME} characters")
+    if not isinstance(metadata, Mapping):
+        raise ValueError("metadata is an object")
+    return Grant(user_id, tenant, metadata)
+
+
+async def _authenticated(request: Request, options: ServerOptions, asked: Grant) -> Grant | None:
+    """Whom the ticket will be for; None for nobody."""
+    if options.authenticate is not None:
+        told = options.authenticate(request)
+        if inspect.isawaitable(told):
+            told = await told
+        if told is True:
+            return asked
+        if isinstance(told, str) and told:
+            return Grant(told, "", asked.metadata)
+        return _grant(told) if isinstance(told, Mapping) else None
+    if not options.api_keys:
+        return asked
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    given = key.strip().encode()
+    # Every key is compared, so that the time taken tells nothing.
+    matches = [hmac.compare_digest(given, one.encode()) for one in options.api_keys]
+    return asked if scheme.lower() == "bearer" and any(matches) else None
+
+
+def _refused(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status, headers={**NO_STORE, **(headers or {})})
+
+
+# --- for whoever runs it ---------------------------------------------------------------------------------------------
+
+
+def health_routes() -> list[BaseRoute]:
+    """/healthz, /readyz and /metrics."""
+    return [Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", metrics)]
+
+
+async def healthy(request: Request) -> Response:
+    """The process answers."""
+    return PlainTextResponse("ok\n", headers=NO_STORE)
+
+
+async def ready(request: Request) -> Response:
+    """Calls are taken; 503 while starting or draining, and never for being full: a full server still takes resumes."""
+    service: Service = request.app.state.service
+    service.begin()
+    if service.ready:
+        return PlainTextResponse("ready\n", headers=NO_STORE)
+    return PlainTextResponse("draining\n" if service.manager.draining else "starting\n", 503, headers=NO_STORE)
+
+
+async def metrics(request: Request) -> Response:
+    """What Prometheus scrapes."""
+    service: Service = request.app.state.service
+    text, content_type = metrics_text(service.manager)
+    return Response(text, media_type=content_type, headers=NO_STORE)

@@ -1,0 +1,42 @@
+"""The text that `GET /metrics` gives: OpenTelemetry's where its Prometheus reader is set up, else the manager's counts."""
+
+from __future__ import annotations
+
+import re
+
+from ..manager import SessionManager
+
+__all__ = ["metrics_text"]
+
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def metrics_text(manager: SessionManager) -> tuple[bytes, str]:
+    """The metrics, and their content type."""
+    return _counts(manager).encode(), PLAIN
+
+
+def _counts(manager: SessionManager) -> str:
+    """The manager's own counts.
+
+    >>> from types import SimpleNamespace as Namespace
+    >>> manager = Namespace(sessions=(1, 2), draining=False, counters={"created": 3, "closed_bye": 1})
+    >>> print(_counts(manager), end="")
+    # TYPE beluga_voice_sessions gauge
+    beluga_voice_sessions 2
+    # TYPE beluga_voice_draining gauge
+    beluga_voice_draining 0
+    # TYPE beluga_voice_manager_total counter
+    beluga_voice_manager_total{event="closed_bye"} 1
+    beluga_voice_manager_total{event="created"} 3
+    """
+    lines = [
+        "# TYPE beluga_voice_sessions gauge",
+        f"beluga_voice_sessions {len(manager.sessions)}",
+        "# TYPE beluga_voice_draining gauge",
+        f"beluga_voice_draining {int(manager.draining)}",
+        "# TYPE beluga_voice_manager_total counter",
+    ]
+    for name, count in sorted(manager.counters.items()):
+        lines.append(f'beluga_voice_manager_total{{event="{re.sub("[^A-Za-z0-9_]", "_", name)}"}} {count:g}')
+    return "\n".join(lines) + "\n"

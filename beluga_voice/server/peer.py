@@ -1,0 +1,73 @@
+"""The caller's end of one WebSocket, as `WireLine.serve` wants it, over Starlette's."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from ..errors import LineLost
+
+__all__ = ["Peer", "shortened"]
+
+# A close frame holds 123 bytes of reason.
+LONGEST_REASON = 123
+CLOSE_TIMEOUT_MS = 2_000.0
+HUNG_UP = 1000
+
+
+class Peer:
+    """A `Socket`: messages in and out, and a close with its reason.
+
+    Attributes:
+        hung_up: the caller closed with 1000, which is a goodbye; any other end is a lost line.
+    """
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self.hung_up = False
+
+    async def receive(self) -> str | bytes | None:
+        """The next message; None once the caller is gone."""
+        if self._websocket.client_state is not WebSocketState.CONNECTED:
+            return None
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            self.hung_up = message.get("code") == HUNG_UP and self._websocket.application_state is WebSocketState.CONNECTED
+            return None
+        text: str | None = message.get("text")
+        data: bytes | None = message.get("bytes")
+        return data if data is not None else text or ""
+
+    async def send(self, message: str | bytes) -> None:
+        """Send one message; waits while the caller takes no more.
+
+        Raises:
+            LineLost: the caller is gone, or the socket was closed.
+        """
+        try:
+            if isinstance(message, str):
+                await self._websocket.send_text(message)
+            else:
+                await self._websocket.send_bytes(message)
+        except (WebSocketDisconnect, RuntimeError, OSError) as error:
+            raise LineLost("the WebSocket is closed") from error
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close with `code` and `reason`; nothing happens where it is closed already."""
+        if self._websocket.application_state is WebSocketState.DISCONNECTED:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_MS / 1000.0):
+                await self._websocket.close(code, shortened(reason))
+        except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
+            return
+
+
+def shortened(reason: str) -> str:
+    """`reason` as far as a close frame holds it.
+
+    >>> len(shortened("é" * 100).encode())
+    122
+    """
+    return reason.encode("utf-8", "replace")[:LONGEST_REASON].decode("utf-8", "ignore")
