@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nox
 
-EMBEDDED = ("silero", "moonshine", "espeak", "piper")
+PLUGINS = ("silero", "moonshine", "espeak", "piper", "redis")
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 nox.options.sessions = ["lint", "typing", "tests"]
@@ -29,17 +29,20 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Types of the core and of the embedded plugins, by mypy."""
-    session.install(".", *(f"./plugins/{name}" for name in EMBEDDED), *group("lint"))
+    """Types of the core and of the plugins, by mypy."""
+    session.install(".[server]", *(f"./plugins/{name}" for name in PLUGINS), *group("lint"))
     session.run("mypy")
-    for name in EMBEDDED:
+    for name in PLUGINS:
         session.run("mypy", f"plugins/{name}/beluga_voice_{name}")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test, with the core and the embedded plugins installed as a user installs them."""
-    session.install(".", *(f"./plugins/{name}" for name in EMBEDDED), *group("test"))
+    """Every test, with the core and the plugins installed as a user installs them.
+
+    Those of redis run a `redis-server` of their own; where the system has none they say so and skip.
+    """
+    session.install(".[server]", *(f"./plugins/{name}" for name in PLUGINS), *group("test"))
     if os.environ.get("CI"):  # hundreds of megabytes, for silero's torch backend alone: without it those tests say so and skip
         session.run("pip", "install", "torch==2.13.0", success_codes=[0, 1])
     session.run("pytest", *session.posargs)

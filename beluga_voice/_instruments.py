@@ -202,14 +202,14 @@ class SessionMetrics:
 
     def _reply_resumed(self, event: SessionEvent) -> None:
         self._paused_ms = None
-        self._add("voice.interruptions", {"verdict": VERDICTS.get(event.data.get("why", ""), "false")})
+        self._add("voice.interruptions", {"verdict": VERDICTS.get(event.data["why"], "false")})
 
     def _interrupted(self, event: SessionEvent) -> None:
         stopped_ms, self._paused_ms = self._paused_ms, None
         if event.data["source"] not in BY_CALLER:
             return
         self._add("voice.interruptions", {"verdict": "true"})
-        onset_ms = event.data.get("speech_start_ms")
+        onset_ms = event.data["speech_start_ms"]
         if onset_ms is not None:
             silent_ms = event.at_ms if stopped_ms is None else stopped_ms
             self._record("voice.bargein.stop_latency", silent_ms - onset_ms, {"transport": self._line.get("transport", "")})

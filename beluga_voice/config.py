@@ -18,6 +18,11 @@ One table per kind; what is left out takes its default (silero, silence, moonshi
     provider = "gain"
     db = 6
     before = "vad"
+    [store]
+    provider = "redis"                  # where calls outlive this process; none if left out
+    url = "redis://localhost"
+    [server]
+    api_keys = ["${VOICE_API_KEY}"]     # what `beluga-voice serve` asks for
 
 Several `[[stt]]` or `[[tts]]` tables stand by for the first. Failover is not built yet: only the first of them is used,
 the others are checked and kept in `Config.stand_bys`, and `Config.warnings` says so.
@@ -26,7 +31,7 @@ the others are checked and kept in `Config.stand_bys`, and `Config.warnings` say
 Traceback (most recent call last):
     ...
 beluga_voice.errors.ConfigError: call.toml:1: no table is called [agnet]. Did you mean [agent]? The tables are: \
-session, barge_in, vad, turn, stt, agent, tts, s2s, processor
+session, barge_in, vad, turn, stt, agent, tts, s2s, processor, store, server
 """
 
 from __future__ import annotations
@@ -38,16 +43,17 @@ from typing import Any
 
 import attrs
 
-from . import _imports, _registry, agent, s2s, stt, tts, turn, vad
+from . import _imports, _registry, agent, s2s, store, stt, tts, turn, vad
 from ._toml import Path, TomlFile, read_text, shown
 from .admission import ManagerOptions
 from .chain import Chain, FrameProcessor
 from .engine import Engine
 from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError, UnknownProviderError
-from .options import build, nearest, option
+from .options import build, nearest
+from .server.options import ServerOptions
 from .settings import BargeInOptions, SessionOptions
 
-__all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads"]
+__all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads", "server_options"]
 
 DEFAULTS = {"vad": "silero", "turn": "silence", "stt": "moonshine", "agent": "rules", "tts": "espeak"}
 CONTRACTS: dict[str, type] = {
@@ -58,11 +64,12 @@ CONTRACTS: dict[str, type] = {
     "tts": tts.TTS,
     "s2s": s2s.S2S,
 }
-TABLES = ("session", "barge_in", *CONTRACTS, "processor")
+TABLES = ("session", "barge_in", *CONTRACTS, "processor", "store", "server")
 WITH_STAND_BYS = ("stt", "tts")
 EXPECTED = {
     "agent": "an async function or an agent.Agent",
     "processor": "an object with process(frames, context)",
+    "store": "a store.SessionStore",
     **{kind: f"a {kind}.{contract.__name__}" for kind, contract in CONTRACTS.items() if kind != "agent"},
 }
 
@@ -76,6 +83,8 @@ class Config:
         session: the `[session]` and `[barge_in]` tables.
         manager: the limits over all sessions, from `[session]`.
         names: the provider's name of each kind in the chain, as written.
+        store: where sessions outlive this process, from `[store]`; None: nowhere.
+        server: the `[server]` table.
         stand_bys: by kind, the engines of further tables, in order; nothing uses them yet.
         warnings: what is legal and yet not what it seems, one line each, for people to see.
     """
@@ -86,6 +95,8 @@ class Config:
     names: Mapping[str, str] = attrs.field(factory=dict)
     stand_bys: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
+    store: store.SessionStore | None = None
+    server: ServerOptions = attrs.field(factory=ServerOptions)
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -123,6 +134,11 @@ def engine(kind: str, path: str | os.PathLike[str] | None = None) -> Any:
     return reader.first(kind)
 
 
+def server_options(path: str | os.PathLike[str]) -> ServerOptions:
+    """The `[server]` table of a file alone, for a manager that the program has made. Raises what `load` raises."""
+    return _Reader(os.fspath(path)).server()
+
+
 class _Reader:
     """One file on its way to a `Config`; without a name, the default configuration."""
 
@@ -142,7 +158,8 @@ class _Reader:
         session, manager = self._session()
         stand_bys, warnings = self._stand_bys(kinds)
         names = {kind: self._provider(kind) for kind in made}
-        return Config(self._chain(made), session, manager, names, stand_bys, tuple(warnings))
+        chain = self._chain(made)
+        return Config(chain, session, manager, names, stand_bys, tuple(warnings), self.store(), self.server())
 
     def first(self, kind: str) -> Any:
         """The engine of the kind's first table, or the default one."""
@@ -155,6 +172,24 @@ class _Reader:
             if not self.file.name:
                 raise
             raise ConfigError(f"{self.file.name}: no [{kind}] table, and its default fails: {error}") from error
+
+    def store(self) -> Any:
+        """The store; None without a table."""
+        places = self._places("store")
+        return self._made("store", *places[0]) if places else None
+
+    def server(self) -> ServerOptions:
+        """The `[server]` table, what it names as module:attribute imported."""
+        given = self.file.tables.get("server", {})
+        named = given.get("authenticate")
+        if isinstance(named, str):
+            name = self.file.filled(named, ("server", "authenticate"))
+            try:
+                given = {**given, "authenticate": _imports.load(name, self.folders)}
+            except ConfigError as error:
+                raise self._error(("server", "authenticate"), f"[server] authenticate: {error}") from error
+        options: ServerOptions = self._options("server", ServerOptions, given)
+        return options
 
     # --- tables ------------------------------------------------------------------------------------------------------
 
@@ -364,7 +399,7 @@ def _own(kind: str, name: str, target: Any, given: Mapping[str, Any]) -> Any:
 
 def _checked(kind: str, name: str, made: Any) -> Any:
     """The stage or engine, if it is one of that kind."""
-    expected: type = CONTRACTS.get(kind, FrameProcessor)
+    expected: type = store.SessionStore if kind == "store" else CONTRACTS.get(kind, FrameProcessor)
     if isinstance(made, expected) and not isinstance(made, type) and kind != "agent":
         return made
     if kind != "agent":
@@ -390,4 +425,4 @@ def _sort(value: Any) -> str:
 
 
 def _example(kind: str) -> str:
-    return DEFAULTS.get(kind, "gain" if kind == "processor" else "openai")
+    return DEFAULTS.get(kind, {"processor": "gain", "store": "redis"}.get(kind, "openai"))

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .barge_in import Verdict
+from .barge_in import BargeIn, Verdict
 from .chain import Chain
 from .clock import Timers
+from .echo import EchoEar
 from .engine import Context
 from .events import Turn, TurnRecord
 from .frames import (
@@ -36,9 +37,11 @@ from .frames import (
     TurnEnded,
     TurnEndProposed,
     TurnEndWithdrawn,
+    WordsWanted,
 )
 from .history import History
 from .mouth import Mouth
+from .overheard import meaning
 from .reply import Reply
 from .says import Say, Says
 from .settings import SessionOptions
@@ -118,6 +121,8 @@ class Dialogue:
         self._speech_start_ms: float | None = None
         self._deaf_until_ms = 0.0
         self._expecting: list[Turn | None] = []
+        self._aside: Turn | None = None
+        self._ear = EchoEar() if options.barge_in.enabled and options.barge_in.echo_guard else None
         self._says = Says(options.max_says)
         self._saying: Say | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -311,6 +316,8 @@ class Dialogue:
         if self._is_stale(frame.speech_start_ms):
             self._hear_later(frame.speech_start_ms)
             return
+        if self._aside is not None:
+            self._aside.ended_ms = None
         self._guard(frame)
         if self.mouth.reply is None:
             self._open_turn(frame.speech_start_ms)
@@ -320,6 +327,9 @@ class Dialogue:
         self._speaking, self._talked_over = False, self.mouth.reply is not None or end_ms <= self._deaf_until_ms
         self.active_ms = self._now_ms()
         self._tell("speech_ended", self._index(), speech_end_ms=end_ms)
+        aside = self._set_aside()
+        if aside is not None:
+            aside.speech_end_ms = end_ms
         self._guard(frame)
         if self._turn is not None and self.mouth.reply is None:
             self._turn.speech_end_ms = end_ms
@@ -335,16 +345,32 @@ class Dialogue:
         reply = self.mouth.reply
         if reply is None or reply.barge_in is None:
             return
-        verdict = reply.barge_in.feed(frame, unheard=reply.playout.played_ms <= 0)
+        rule, echoes = reply.barge_in, reply.barge_in.echoes
+        echo = partial(self._is_echo, reply)
+        self._decide(reply, rule, rule.feed(frame, unheard=reply.playout.played_ms <= 0, echo=echo))
+        self._context.counters["echoes"] += rule.echoes - echoes
+
+    def _decide(self, reply: Reply, rule: BargeIn, verdict: Verdict | None) -> None:
+        start_ms, played_ms = rule.speech_start_ms + self._offset_ms(), reply.playout.played_ms
         if verdict is Verdict.PAUSE:
+            self._aside = None
             reply.playout.pause()
-            self._tell("reply_paused", self._index(), reply=reply.number, played_ms=reply.playout.played_ms)
+            self._tell(
+                "reply_paused", self._index(), reply=reply.number, played_ms=played_ms, speech_start_ms=start_ms
+            )
         elif verdict is Verdict.GO_ON:
+            self._aside = None
             reply.playout.go_on()
-            self._tell("reply_resumed", self._index(), reply=reply.number, played_ms=reply.playout.played_ms)
+            self._tell("reply_resumed", self._index(), reply=reply.number, played_ms=played_ms, why=rule.why)
+        elif verdict is Verdict.ASK:
+            self._context.emit(WordsWanted(self._now_ms() - self._offset_ms()))
         elif verdict is Verdict.CUT:
             self._interrupt(reply, "speech")
-            self._open_turn(reply.barge_in.speech_start_ms)
+            self._claim(self._open_turn(rule.speech_start_ms))
+
+    def _is_echo(self, reply: Reply) -> bool:
+        playout = reply.playout
+        return self._ear is not None and self._ear.hears(playout.recent(), playout.rate_hz)
 
     def _interrupt(self, reply: Reply, source: str) -> None:
         """Silence the reply for `source` ("speech", "text", "say", "cancelled"); what was heard decides whose turn it was."""
@@ -365,7 +391,18 @@ class Dialogue:
         if by_caller and not heard and self._saying is not None:
             self._says.put(self._saying, first=True, over_limit=True)
             self._saying = None
-        self._tell("interrupted", self._index(), reply=reply.number, played_ms=played_ms, heard_text=heard, source=source)
+        start_ms = None
+        if source == "speech" and reply.barge_in is not None:
+            start_ms = reply.barge_in.speech_start_ms + self._offset_ms()
+        self._tell(
+            "interrupted",
+            self._index(),
+            reply=reply.number,
+            played_ms=played_ms,
+            heard_text=heard,
+            source=source,
+            speech_start_ms=start_ms,
+        )
         self._finish(reply, interrupted=True)
 
     # --- turns -------------------------------------------------------------------------------------------------------
@@ -411,6 +448,9 @@ class Dialogue:
                 self._later.source, self._later.ended_ms = frame.source, self._now_ms()
                 self._later.seq = self.heard_seq
             self._talked_over = False  # it ends speech that was no interruption
+            aside = self._set_aside()
+            if aside is not None:
+                aside.source, aside.ended_ms = frame.source, self._now_ms()
             if self._finalize_on is TurnEnded:
                 self._expect()
             return
@@ -459,6 +499,8 @@ class Dialogue:
 
     def _audio(self, frame: AudioIn) -> None:
         """The ears are done with this audio."""
+        if self._ear is not None:
+            self._ear.hear(frame.pcm, frame.sample_rate_hz)
         if frame.seq > self.heard_seq:
             self.heard_seq = frame.seq
 
@@ -483,17 +525,19 @@ class Dialogue:
     def _expect(self) -> None:
         """The recogniser owes a closing transcript: to the turn, or to nobody (speech that was no interruption)."""
         if self._stt_closes:
-            turn = self._turn if self.mouth.reply is None else self._later
+            turn = self._turn if self.mouth.reply is None else self._later or self._set_aside()
             self._expecting.append(turn)
             if turn is not None:
                 turn.owed += 1
 
     def _transcript(self, frame: Transcript) -> None:
-        turn = self._expecting[0] if self._expecting else (self._turn if self.mouth.reply is None else None)
+        floor = self._turn if self.mouth.reply is None else self._set_aside()
+        turn = self._expecting[0] if self._expecting else floor
         if frame.text and not self._stt_closes and self._idle() and not self._talked_over:
             turn = self._open_turn(None)  # words where no VAD tells of speech
         if turn is not None and frame.text:
-            self._tell("transcript", turn.index, text=frame.text, is_final=frame.is_final, confidence=frame.confidence)
+            if turn.index >= 0:
+                self._tell("transcript", turn.index, text=frame.text, is_final=frame.is_final, confidence=frame.confidence)
             if frame.is_final:
                 turn.finals.append(frame.text)
         if frame.closes and self._expecting:
@@ -501,6 +545,40 @@ class Dialogue:
             if turn is not None:
                 turn.owed -= 1
                 self._words_known(turn)
+        if turn is not None and turn is self._aside:
+            self._judge(turn.text if frame.is_final else f"{turn.text} {frame.text}")
+
+    # --- words spoken into a reply -----------------------------------------------------------------------------------
+
+    def _set_aside(self) -> Turn | None:
+        """Whose the words are while it is not decided whether they interrupt: a turn that may never be, without a number."""
+        reply = self.mouth.reply
+        if reply is None or reply.barge_in is None or not reply.barge_in.suspects:
+            return None
+        self._aside = self._aside or Turn(-1, self._now_ms())
+        return self._aside
+
+    def _judge(self, text: str) -> None:
+        """The words so far of speech into the reply are known."""
+        reply = self.mouth.reply
+        if reply is not None and reply.barge_in is not None:
+            said = meaning(text, self._options.barge_in, reply.heard_text())
+            self._decide(reply, reply.barge_in, reply.barge_in.heard(said))
+
+    def _claim(self, turn: Turn) -> None:
+        """It was an interruption: what was said and is owed so far is the turn's; it may be over already."""
+        aside, self._aside = self._aside, None
+        if aside is None:
+            return
+        for text in aside.finals:
+            turn.finals.append(text)
+            self._tell("transcript", turn.index, text=text, is_final=True, confidence=None)
+        turn.owed += aside.owed
+        self._expecting = [turn if owed_to is aside else owed_to for owed_to in self._expecting]
+        turn.speech_end_ms = aside.speech_end_ms or turn.speech_end_ms
+        if aside.ended_ms is not None:
+            self._process(turn, aside.source)
+            self._await_words(turn)
 
     def _words_known(self, turn: Turn) -> None:
         """A final that the turn was owed has come; perhaps so late that the session listens again."""

@@ -40,6 +40,7 @@ __all__ = [
     "TurnEndWithdrawn",
     "TurnEnded",
     "Word",
+    "WordsWanted",
 ]
 
 UNPLACED_MS = -1.0
@@ -114,6 +115,13 @@ class Interrupt:
     """A wish, not a fact: stop the reply now (the caller's stop button). `source` says whose."""
 
     source: str = "caller"
+
+
+@attrs.frozen
+class WordsWanted:
+    """A wish of the session: tell, as an interim transcript, what the speech under way says so far."""
+
+    at_ms: float
 
 
 # --- hearing ---------------------------------------------------------------------------------------------------------
@@ -300,6 +308,7 @@ Frame = (
     | StartTurn
     | EndTurn
     | Interrupt
+    | WordsWanted
     | SpeechProbability
     | SpeechSuspected
     | SpeechStarted

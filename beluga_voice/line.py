@@ -26,6 +26,7 @@ class Line(Transport):
         self.capabilities = transport.capabilities
         self._before_ms = 0.0
         self._replaced: asyncio.Future[None] | None = None
+        self._fresh = False  # replaced, and not read since
 
     def replace(self, transport: Transport) -> Transport:
         """Go on over `transport`; gives the one before, which is still to be closed.
@@ -38,12 +39,14 @@ class Line(Transport):
             raise ValueError(f"a line of {other[0]} Hz in and {other[1]} Hz out cannot go on one of {ours[0]} and {ours[1]} Hz")
         self._before_ms += self.transport.played_ms - transport.played_ms
         old, self.transport = self.transport, transport
-        self.capabilities = transport.capabilities
+        self.capabilities, self._fresh = transport.capabilities, True
         if self._replaced is not None and not self._replaced.done():
             self._replaced.set_result(None)
         return old
 
     async def reattached(self) -> None:
+        if self._fresh:
+            return
         replaced = self._replaced = asyncio.get_running_loop().create_future()
         back = asyncio.get_running_loop().create_task(self._same_back(), name="line back")
         try:
@@ -62,6 +65,7 @@ class Line(Transport):
             await asyncio.get_running_loop().create_future()
 
     def recv(self) -> AsyncIterator[Frame]:
+        self._fresh = False
         return self.transport.recv()
 
     async def send(self, frame: AudioOut) -> None:

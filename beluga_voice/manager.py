@@ -159,6 +159,10 @@ class SessionManager:
             await asyncio.wait(set(self._running.values()), timeout=left_ms / 1000.0)
         await self._close_all(self.sessions, "drain")
 
+    def listen(self, listener: Callable[[Session], Listener]) -> None:
+        """Have `listener(session)` give what is to hear the events of every session that begins from now on."""
+        self._listeners = (*self._listeners, listener)
+
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     @property

@@ -79,6 +79,7 @@ class Mouth:
         self._now_ms, self._tell, self._on_sent, self._on_over = now_ms, tell, on_sent, on_over
         self._on_end_call, self._on_stuck_full, self._on_line_failed = on_end_call, on_stuck_full, on_line_failed
         self._timers = Timers(context.clock)
+        self._reads = _tells_words(chain, options)
         vad = chain.stage("vad")
         self._loud = getattr(vad.engine.options, "threshold", LOUD) if vad is not None and vad.engine is not None else LOUD
         self._count = 0
@@ -165,7 +166,9 @@ class Mouth:
         )
         barge_in = None
         if interruptible and self._options.barge_in.enabled:
-            barge_in = BargeIn(self._options.barge_in, self._loud)
+            barge_in = BargeIn(
+                self._options.barge_in, self._loud, words=self._reads, patience_ms=self._options.final_timeout_ms
+            )
         reply = Reply(
             self._count, stages, first, turn=turn, playout=playout, barge_in=barge_in, on_frame=self._reply_frame
         )
@@ -294,3 +297,12 @@ class Mouth:
             reply.playout.add_now(frame)
         else:
             reply.note(frame)
+
+
+def _tells_words(chain: Chain, options: SessionOptions) -> bool:
+    """True when words may be had before an interruption is decided, or must be."""
+    stage = chain.stage("stt")
+    if stage is None:
+        return False
+    can = getattr(stage.engine, "capabilities", None)
+    return options.barge_in.min_words > 0 or getattr(can, "interim", False) or getattr(can, "quick", False)

@@ -22,6 +22,7 @@ PIECE_MS = 20.0
 STEP_MS = 40.0
 ONE_MS = 1.0
 ROUNDING_MS = 30.0
+RECENT_MS = 700.0
 UNHEARD_MS = 150.0  # a syllable takes about this long: a reply that was stopped sooner was not heard
 
 
@@ -182,6 +183,17 @@ class Playout:
             self._make_room()
         return self._stopped_ms
 
+    @property
+    def rate_hz(self) -> int:
+        """The rate of what is sent."""
+        return self._rate_hz
+
+    def recent(self) -> bytes:
+        """What was played in the last `RECENT_MS`, and what was sent beyond: PCM at the line's rate, to tell an echo by."""
+        start = max(self._kept, self._samples(max(0.0, self.played_ms - RECENT_MS)))
+        pcm = b"".join(self._pieces)
+        return pcm[(start - self._kept) * BYTES_PER_SAMPLE : (self._sent - self._kept) * BYTES_PER_SAMPLE]
+
     def heard_text(self) -> str:
         """The text that was played: whole sentences, and of the last one the words heard (by their times, else by share).
 
@@ -213,7 +225,7 @@ class Playout:
             if self.paused or (unsent <= 0 and not self._finished):
                 await self._wait(None)
                 continue
-            self._forget(self._samples(played_ms))
+            self._forget(self._samples(max(0.0, played_ms - RECENT_MS)))
             if unsent <= 0:
                 left_ms = self._ms(self._total) - played_ms
                 if left_ms < ONE_MS:  # a line may count in whole ms

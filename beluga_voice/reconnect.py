@@ -60,7 +60,7 @@ class Breaker:
         """Ask to make an attempt; whoever was allowed to tells `succeeded` or `failed`."""
         if self.state == "closed":
             return True
-        if self.wait_ms > 0.0:
+        if self.wait_ms >= 1.0:  # whoever slept for it may wake a rounding error early
             return False
         self.state, self._until_ms = "half_open", self._clock.now_ms() + self._probe_ms
         return True

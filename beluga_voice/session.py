@@ -115,6 +115,8 @@ class Session:
         self._timers = Timers(self._clock)
         self._reading: asyncio.Timeout | None = None
         self._failed_line: Exception | None = None
+        self._back: asyncio.Task[None] | None = None
+        self._dialling = False
         used = self._line or NoLine()
         self._intake = Intake(
             used, self._context, self.options, now_ms=self._now_ms, on_caught_up=lambda: self._dialogue.caught_up()
@@ -246,17 +248,23 @@ class Session:
             raise SessionError(f"session {self.session_id} has no line to reconnect")
         if self.state is not SessionState.RECONNECTING:
             self._line_failed(LineLost("the line is dialled anew"))
+        self._dialling = True
         self._timers.cancel("window")
         try:
             made = await dial(
                 connect, max_attempts=max_attempts, base_delay_ms=base_delay_ms, clock=self._clock, breaker=self._breaker
             )
+        except asyncio.CancelledError:
+            self._open_window()
+            raise
         except ReconnectError as error:
             self._tell("error", -1, stage="line", message=str(error), error=error)
             if self.state is SessionState.RECONNECTING:
                 self._dialogue.move(Happening.ATTEMPTS_EXHAUSTED)
             self.close("error")
             raise
+        finally:
+            self._dialling = False
         if self.end_reason:
             if made is not None:
                 await made.aclose()
@@ -466,6 +474,11 @@ class Session:
         finally:
             self._reading = None
 
+    def _open_window(self) -> None:
+        """A lost line has so long to come back."""
+        if self._back is not None:
+            self._timers.set("window", self.options.resume_window_ms, self._back.cancel)
+
     def _line_failed(self, error: Exception) -> None:
         """The line was found to have failed by somebody else than its reader: who is woken to deal with it."""
         if self._reading is not None and self._failed_line is None:
@@ -481,10 +494,12 @@ class Session:
         lost_ms = self._now_ms()
         self._intake.lost()
         self._dialogue.line_lost()
-        back = self._context.tasks.spawn(line.reattached(), "line back")
-        self._timers.set("window", self.options.resume_window_ms, back.cancel)
+        self._back = back = self._context.tasks.spawn(line.reattached(), "line back")
+        if not self._dialling:
+            self._open_window()
         self._tell("line_lost", -1, message=str(error))
         await asyncio.wait({back})
+        self._back = None
         self._timers.cancel("window")
         if back.cancelled():
             raise error

@@ -12,6 +12,14 @@ from .options import option
 
 __all__ = ["BargeInOptions", "SessionOptions"]
 
+# What English listeners say to be heard listening, and what recognisers make of the first half of it. "No" and "what" are not
+# among them: they object. "Yes" is: as an answer it comes when the reply is over, and then it is a turn.
+BACKCHANNELS = (
+    *("mm", "mm-hm", "mm-hmm", "mhm", "hm", "hmm", "uh", "uh-huh", "huh", "ah", "aha", "oh", "um"),
+    *("yeah", "yep", "yup", "yes", "ok", "okay", "right", "sure", "alright", "all right", "i see", "got it"),
+    *("great", "good", "nice", "cool", "wow", "exactly", "of course"),
+)
+
 
 @attrs.frozen
 class BargeInOptions:
@@ -19,6 +27,13 @@ class BargeInOptions:
 
     enabled: bool = option(True, "false: strict half-duplex, the caller is not heard during a reply")
     min_speech_ms: float = option(200.0, "speech needed to interrupt a reply", at_least=0, at_most=5_000)
+    min_words: int = option(0, "words needed to interrupt a reply; 0: any", at_least=0, at_most=20)
+    ignore: tuple[str, ...] = option(BACKCHANNELS, "what a caller may say without interrupting; empty: nothing")
+    backchannel_ms: float = option(700.0, "longer speech interrupts, ignored words or not", at_least=0, at_most=5_000)
+    words_wait_ms: float = option(
+        100.0, "the longest wait for words once there is min_speech_ms of speech; then it interrupts", at_least=0, at_most=5_000
+    )
+    echo_guard: bool = option(True, "the agent's own voice come back does not interrupt")
     false_alarm_ms: float = option(1_000.0, "quiet after suspected speech that lets a reply go on", at_least=0, at_most=10_000)
 
 

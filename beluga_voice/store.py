@@ -50,8 +50,8 @@ class Claim:
 class SessionStore(ABC):
     """Bytes by session id, each session with one owner at a time.
 
-    A claim lives as long as its lease or the state saved under it, whichever ends later, unless another claim replaces it
-    or `delete` ends it. So an owner that was held up past its lease goes on where nobody took over.
+    A claim lives at least as long as its lease and the state saved under it, unless another claim replaces it or `delete`
+    ends it. So an owner that was held up past its lease goes on where nobody took over.
 
     A store that somebody else runs (Redis, say) raises the `ProviderError` that says how it failed, with `kind="store"`,
     from every method and within a time of its own; whether the call was carried out is then not known.

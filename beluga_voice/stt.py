@@ -25,7 +25,7 @@ import attrs
 
 from ._registry import Kind, Provider
 from ._streams import Channel, finish, stop
-from .audio import Audio, PreRoll, Resampler, resample
+from .audio import BYTES_PER_SAMPLE, Audio, PreRoll, Resampler, resample
 from .chain import Process, Stage
 from .engine import Context, Engine
 from .errors import ProtocolError, ProviderError
@@ -40,6 +40,7 @@ from .frames import (
     TurnEnded,
     TurnEndProposed,
     TurnEndWithdrawn,
+    WordsWanted,
 )
 from .options import option
 
@@ -59,6 +60,7 @@ __all__ = [
 PREROLL_KEPT_MS = 600.0
 WAITING_AUDIO_MS = 30_000.0
 DRAIN_MS = 30_000.0
+PEEK_MS = 4_000.0  # a peek hears no more than this: it is to be quick
 
 
 @attrs.frozen
@@ -76,6 +78,8 @@ class STTCapabilities:
         sample_rate_hz: the rate it wants its audio in; None takes any.
         continuous: it wants all audio of the line, quiet included, on one stream a session; otherwise only utterances.
         interim: it gives interim transcripts.
+        quick: it runs here and has the words of a second of speech within some 50 ms, at no price: it may be asked for the
+            words of speech under way, again and again.
         ends_turns: it makes `TurnEnded` itself.
         max_streams: how many sessions one engine serves at once; None: no limit known.
     """
@@ -83,6 +87,7 @@ class STTCapabilities:
     sample_rate_hz: int | None = 16_000
     continuous: bool = False
     interim: bool = False
+    quick: bool = False
     ends_turns: bool = False
     max_streams: int | None = None
 
@@ -107,6 +112,9 @@ class STTStream(AsyncIterator[Transcript], ABC):
 
     async def withdraw(self) -> None:
         """It was not over. The default does nothing."""
+
+    async def peek(self) -> None:
+        """Somebody wants to know what the speech says so far: tell it as an interim transcript. The default does nothing."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -168,6 +176,7 @@ class BatchStream(STTStream):
         self._pcm: list[bytes] = []
         self._rate_hz = 0
         self._early: asyncio.Task[Transcript] | None = None
+        self._peek: asyncio.Task[Transcript] | None = None
         self._out: Channel[Transcript] = Channel(1_000)
 
     async def send(self, audio: Audio) -> None:
@@ -187,7 +196,14 @@ class BatchStream(STTStream):
             early.remove_done_callback(self._tell_interim)
             await stop(early)
 
+    async def peek(self) -> None:
+        if self._engine.capabilities.quick and self._early is None and self._peek is None and self._pcm:
+            pcm = b"".join(self._pcm)[-round(PEEK_MS * self._rate_hz / 1000.0) * BYTES_PER_SAMPLE :]
+            self._peek = asyncio.get_running_loop().create_task(self._transcribe(pcm), name="stt peek")
+            self._peek.add_done_callback(self._tell_peek)
+
     async def finalize(self) -> None:
+        await self._stop_peek()
         early, self._early = self._early, None
         pcm, self._pcm = self._pcm, []
         if early is not None:
@@ -203,6 +219,7 @@ class BatchStream(STTStream):
 
     async def aclose(self) -> None:
         await self.withdraw()
+        await self._stop_peek()
         self._out.close()
 
     async def __anext__(self) -> Transcript:
@@ -215,8 +232,19 @@ class BatchStream(STTStream):
         if early is self._early and not early.cancelled() and early.exception() is None and early.result().text:
             self._out.put_dropping(attrs.evolve(early.result(), is_final=False))
 
+    def _tell_peek(self, peek: asyncio.Task[Transcript]) -> None:
+        if peek is self._peek:
+            self._peek = None
+            if not peek.cancelled() and peek.exception() is None:
+                self._out.put_dropping(attrs.evolve(peek.result(), is_final=False))
 
-Command = Literal["propose", "withdraw", "finalize"]
+    async def _stop_peek(self) -> None:
+        if self._peek is not None:
+            peek, self._peek = self._peek, None
+            await stop(peek)
+
+
+Command = Literal["propose", "withdraw", "finalize", "peek"]
 
 
 def _audio_ms(item: Audio | Command) -> float:
@@ -287,6 +315,8 @@ class _Listener:
             await self._stream.propose()
         elif item == "withdraw":
             await self._stream.withdraw()
+        elif item == "peek":
+            await self._stream.peek()
         else:
             if self._resampler is not None:
                 rest = Audio(self._resampler.feed(b"", last=True), self._resampler.to_hz)
@@ -412,6 +442,8 @@ async def _listen(
                 listener.put("propose")
             elif isinstance(frame, TurnEndWithdrawn) and capturing:
                 listener.put("withdraw")
+            elif isinstance(frame, WordsWanted) and capturing:
+                listener.put("peek")
             if type(frame) is finalize_on and not ends_turns:
                 listener.put("finalize")
                 capturing = speaking or continuous

@@ -16,12 +16,14 @@ from ._registry import Kind, Provider
 from .chain import Stage
 from .engine import Context, Engine
 from .frames import (
+    UNPLACED_MS,
     AudioIn,
     EndTurn,
     Frame,
     SpeechEnded,
     SpeechProbability,
     SpeechStarted,
+    StartTurn,
     TurnEnded,
     TurnEndProposed,
     TurnEndWithdrawn,
@@ -77,7 +79,8 @@ class TurnDetector(Engine, ABC):
 
 
 def as_frame_processor(engine: TurnDetector, **options: Any) -> Stage:
-    """A turn detector as a stage; it obeys `EndTurn` whatever the detector thinks.
+    """A turn detector as a stage; it obeys `EndTurn` whatever the detector thinks, and between `StartTurn` and `EndTurn` (a
+    button held down) ends no turn of its own.
 
     Args:
         engine: the detector.
@@ -87,21 +90,43 @@ def as_frame_processor(engine: TurnDetector, **options: Any) -> Stage:
 
     async def run(frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[Frame]:
         stream = (await context.handle(engine)).stream()
+        pushed: _Pushed | None = None
         async for frame in frames:
             yield frame
             if type(frame) is AudioIn:
                 continue
-            if type(frame) is EndTurn:
+            if type(frame) is StartTurn:
+                pushed = _Pushed()
+            elif type(frame) is EndTurn:
                 ended = stream.end_now(frame.source)
+                if pushed is not None:
+                    ended, pushed = pushed.end(ended, frame.source), None
                 if ended is not None:
                     yield ended
-                continue
-            for decided in stream.feed(frame):
-                yield decided
+            else:
+                for decided in stream.feed(frame):
+                    if pushed is None:
+                        yield decided
+                    elif isinstance(decided, TurnEnded):
+                        pushed.pauses.append(decided)
 
     needs = frozenset({SpeechProbability, SpeechStarted, SpeechEnded})
     makes = frozenset({TurnEndProposed, TurnEndWithdrawn, TurnEnded})
     return Stage(engine.name, run, "turn", "ears", needs, makes, engine=engine)
+
+
+class _Pushed:
+    """A turn while its button is held down: the pauses in which the detector would have ended it."""
+
+    def __init__(self) -> None:
+        self.pauses: list[TurnEnded] = []
+
+    def end(self, ended: TurnEnded | None, source: str) -> TurnEnded:
+        """The end of all of it, also when nothing was said."""
+        parts = self.pauses if ended is None else [*self.pauses, ended]
+        if not parts:
+            return TurnEnded(UNPLACED_MS, source)
+        return TurnEnded(parts[-1].at_ms, source, parts[0].speech_start_ms, parts[-1].speech_end_ms)
 
 
 _kind = Kind("turn")

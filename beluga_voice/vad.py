@@ -17,7 +17,16 @@ from ._registry import Kind, Provider
 from .audio import Rechunker, Resampler
 from .chain import Stage
 from .engine import Context, Engine
-from .frames import AudioIn, Frame, SpeechEnded, SpeechProbability, SpeechStarted, SpeechSuspected
+from .frames import (
+    AudioIn,
+    EndTurn,
+    Frame,
+    SpeechEnded,
+    SpeechProbability,
+    SpeechStarted,
+    SpeechSuspected,
+    StartTurn,
+)
 from .options import option
 
 __all__ = [
@@ -163,10 +172,16 @@ def as_frame_processor(engine: VAD, **options: Any) -> Stage:
         handle = await context.handle(engine)
         cut = _Windows(engine.capabilities)
         stream, gate = handle.stream(), SpeechGate(engine.options)
+        pushed = False
         try:
             async for frame in frames:
+                if type(frame) is EndTurn and pushed:
+                    pushed = False
+                    for ended in gate.give_up(cut.end_ms):  # what is said after the button was let go is not of the turn
+                        yield ended
                 yield frame
                 if type(frame) is not AudioIn:
+                    pushed = pushed or type(frame) is StartTurn
                     continue
                 if not cut.follows(frame):
                     for ended in gate.give_up(cut.end_ms):

@@ -82,7 +82,7 @@ class TestLines:
                 raise error
 
         line = Failing()
-        session, events = hold_on(line, chain())
+        session, events = hold_on(line, chain(), SessionOptions(resume_window_ms=0))
         assert session.end_reason == reason
         assert events[-1].at_ms < 4_000
         assert line.closed == 1
@@ -101,7 +101,7 @@ class TestLines:
             def played_ms(self):
                 return 0.0
 
-        session, events = hold_on(Standing(), chain())
+        session, events = hold_on(Standing(), chain(), SessionOptions(resume_window_ms=0))
         assert session.end_reason == "lost"
         assert events[-1].at_ms < 60_000
 

@@ -11,12 +11,13 @@ ROOT = Path(beluga_voice.__file__).parent
 
 LAYERS = {
     "nouns": ("errors", "clock", "audio", "frames", "options"),
-    "joining": ("chain", "_streams", "_watch", "engine"),
+    "joining": ("chain", "_streams", "_watch", "engine", "_fields", "wire", "link"),
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
-        *("settings", "state", "history", "events", "barge_in", "playout", "reply", "says", "mouth", "dialogue", "session"),
-        *("manager", "resilience", "telemetry", "_spans", "_turn_spans", "_instruments", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission"),
+        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth", "dialogue", "session"),
+        *("_spans", "_turn_spans", "_instruments"),
+        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_imports", "__main__"),
 }

@@ -22,6 +22,7 @@ __all__ = ["main"]
 # Where each command is, and its line in --help, told here so that --help imports none of them.
 COMMANDS = {
     "talk": ("beluga_voice.cli.talk:talk", "Hold a whole conversation over a recorded caller."),
+    "serve": ("beluga_voice.cli.serve:serve", "Answer calls over WebSockets, with a web page."),
     "say": ("beluga_voice.cli.say:say", "Speak a text into a sound file."),
     "transcribe": ("beluga_voice.cli.transcribe:transcribe", "Write down what is said in a sound file."),
     "providers": ("beluga_voice.cli.providers:providers", "Show which providers are installed."),

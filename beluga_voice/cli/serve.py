@@ -25,7 +25,7 @@ TARGETS = "a SessionManager, a Chain, or an application made by server.app"
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="The port; 0 is any free one.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="How many processes share the port.")
-@click.option("--admin", type=click.IntRange(1, 65_535), help="A port of its own for /healthz, /readyz and /metrics; worker 2: one more.")
+@click.option("--admin", type=click.IntRange(1, 65_535), help="A port for health and metrics alone; workers take the next.")
 def serve(
     target: str | None, config_path: str | None, host: str, port: int, workers: int, admin: int | None
 ) -> int:
@@ -52,7 +52,6 @@ def serve(
             return asyncio.run(supervision.keep_workers([sys.executable, "-m", "beluga_voice", *sys.argv[1:]], sock, workers))
     if place is not None:
         supervision.orphaned(sys.stdin)
-    sock = socket.socket(fileno=place.fd) if place else None
     app = _application(target, config_path)
     found = _services(app)
     for service in found:
@@ -60,12 +59,11 @@ def serve(
         _check_workers(service.manager.store, workers)
         if place is not None:
             service.share_secret(place.secret)
-    sock = sock or serving.bound(host, port)
+    sock = socket.socket(fileno=place.fd) if place else serving.bound(host, port)
     aside = serving.bound(host, admin + (place.index if place else 0)) if admin else None
 
     def ready() -> None:
-        assert sock is not None
-        address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+        address = serving.address(host, sock)
         process = f", worker {place.index + 1} of {place.workers}" if place else ""
         caps = " + ".join(str(service.manager.limits.max_sessions) for service in found)
         click.echo(f"beluga-voice: serving on {address}{process}: at most {caps} sessions in this process", err=True)

@@ -21,6 +21,7 @@ __all__ = ["Closed", "Dial", "Socket", "checked_url", "dial"]
 LONGEST_MESSAGE = 16 * MAX_BYTES
 CLOSE_S = 1.0
 NO_CLOSE_FRAME = 1006
+REFUSED_BY_US = (1002, 1007, 1009)
 
 
 @attrs.frozen
@@ -42,6 +43,9 @@ class Socket(Protocol):
 
     async def close(self, code: int, reason: str) -> None:
         """Close it; within a second it is gone whatever the other side does."""
+
+    def abort(self) -> None:
+        """Drop it now, without a word. Must not wait."""
 
 
 Dial = Callable[[str], Awaitable[Socket]]
@@ -94,7 +98,7 @@ async def dial(url: str) -> Socket:
         ) from None
     except (OSError, WebSocketException, EOFError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConnectFailedError(f"{url} could not be reached ({why}); is the server running there?", kind="transport") from None
+        raise ConnectFailedError(f"{url} could not be reached ({why}); is it running there?", kind="transport") from None
     if opened.subprotocol != SUBPROTOCOL:
         opened.transport.abort()
         raise ConnectFailedError(
@@ -116,9 +120,11 @@ class _WebSocket:
         try:
             return await self._connection.recv()
         except ConnectionClosed as error:
-            if error.rcvd is None:
-                return Closed(NO_CLOSE_FRAME, str(error))
-            return Closed(int(error.rcvd.code), error.rcvd.reason)
+            if error.rcvd is not None:
+                return Closed(int(error.rcvd.code), error.rcvd.reason)
+            if error.sent is not None and error.sent.code in REFUSED_BY_US:
+                return Closed(int(error.sent.code), f"the server sent what is no message: {error.sent.reason}")
+            return Closed(NO_CLOSE_FRAME, "the connection broke")
 
     async def send(self, message: str | bytes) -> None:
         from websockets.exceptions import ConnectionClosed
@@ -135,4 +141,7 @@ class _WebSocket:
         except TimeoutError:
             pass
         finally:
-            self._connection.transport.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        self._connection.transport.abort()

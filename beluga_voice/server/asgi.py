@@ -15,20 +15,19 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import wire
 from ..manager import SessionManager
 from .calls import call
-from .metrics import metrics_text
 from .options import ServerOptions
 from .service import Service
-from .tickets import Grant
+from .tickets import LONGEST_TICKET, Grant
 
-__all__ = ["admin_app", "new_app", "services"]
+__all__ = ["Guard", "admin_app", "new_app", "services"]
 
 log = logging.getLogger("beluga_voice.server")
 
@@ -44,12 +43,12 @@ def new_app(manager: SessionManager, options: ServerOptions) -> Starlette:
     service = Service(manager, options)
     routes: list[BaseRoute] = [
         WebSocketRoute(wire.PATH, call, name="voice"),
-        Route("/v1/sessions", new_ticket, methods=["POST"]),
+        Route("/v1/sessions", _new_ticket, methods=["POST"]),
     ]
     if options.health:
-        routes += health_routes()
+        routes += _health_routes()
     if options.page:
-        routes += page_routes()
+        routes += _page_routes()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -66,7 +65,7 @@ def new_app(manager: SessionManager, options: ServerOptions) -> Starlette:
 
 def admin_app(found: list[Service]) -> Starlette:
     """Health and metrics alone, of a service that something else starts and stops."""
-    app = Starlette(routes=health_routes())
+    app = Starlette(routes=_health_routes())
     app.state.service = found[0]
     return app
 
@@ -103,7 +102,8 @@ class Guard:
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *headers]
+                told = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in headers if one[0] not in told)]
             await send(message)
 
         headers = [(name.encode(), value.encode()) for name, value in _guards(scope).items()]
@@ -119,6 +119,7 @@ def _guards(scope: Scope) -> dict[str, str]:
             "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data:; "
             f"media-src 'self' blob:; connect-src 'self'{sockets}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
+        "cache-control": "no-cache",  # asked for anew each time, and sent only when changed
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "permissions-policy": "microphone=(self), camera=(), geolocation=()",
@@ -129,27 +130,27 @@ def _guards(scope: Scope) -> dict[str, str]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def page_routes() -> list[BaseRoute]:
+def _page_routes() -> list[BaseRoute]:
     """The page and its files; a word instead where they are not installed."""
-    routes: list[BaseRoute] = [Route("/", page)]
-    if PAGE.is_dir():
-        routes.append(Mount("/static", StaticFiles(directory=PAGE), name="static"))
-    return routes
+    if not (PAGE / "index.html").is_file():
+        return [Route("/", _no_page)]
+    files = StaticFiles(directory=PAGE, html=True)
+
+    async def page(request: Request) -> Response:
+        return await files.get_response(files.get_path(request.scope), request.scope)
+
+    return [Route("/{path:path}", page)]  # a mount would take sockets too
 
 
-async def page(request: Request) -> Response:
-    """The web page; its files are asked for anew each time, and come only when they have changed."""
-    file = PAGE / "index.html"
-    headers = {"Cache-Control": "no-cache"}
-    if file.is_file():
-        return FileResponse(file, headers=headers)
-    return PlainTextResponse(f"A voice server. Calls go to {request.url_for('voice')}.\n", headers=headers)
+async def _no_page(request: Request) -> Response:
+    """What stands in for the page."""
+    return PlainTextResponse(f"A voice server. Calls go to {request.url_for('voice')}.\n")
 
 
 # --- tickets ---------------------------------------------------------------------------------------------------------
 
 
-async def new_ticket(request: Request) -> Response:
+async def _new_ticket(request: Request) -> Response:
     """`POST /v1/sessions`: a ticket for the user that the body names, for whoever may hand them out."""
     service: Service = request.app.state.service
     secure = request.url.scheme == "https"
@@ -166,6 +167,10 @@ async def new_ticket(request: Request) -> Response:
         return _refused(401, "no valid key; send Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
     ticket = service.tickets.issue(grant.user_id, grant.tenant, grant.metadata)
     url = service.options.public_url or str(request.url_for("voice"))
+    if request.headers.get("origin", "").startswith("https:"):  # a proxy ended its TLS
+        url = url.replace("ws:", "wss:", 1)
+    if len(ticket) > LONGEST_TICKET:
+        return _refused(400, "the metadata is too long for a ticket; leave some out")
     answer = {"url": url, "token": ticket, "expires_in_ms": service.options.ticket_ttl_ms}
     return JSONResponse(answer, headers=NO_STORE)
 
@@ -224,17 +229,17 @@ def _refused(status: int, message: str, headers: Mapping[str, str] | None = None
 # --- for whoever runs it ---------------------------------------------------------------------------------------------
 
 
-def health_routes() -> list[BaseRoute]:
+def _health_routes() -> list[BaseRoute]:
     """/healthz, /readyz and /metrics."""
-    return [Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", metrics)]
+    return [Route("/healthz", _healthy), Route("/readyz", _ready), Route("/metrics", _metrics)]
 
 
-async def healthy(request: Request) -> Response:
+async def _healthy(request: Request) -> Response:
     """The process answers."""
     return PlainTextResponse("ok\n", headers=NO_STORE)
 
 
-async def ready(request: Request) -> Response:
+async def _ready(request: Request) -> Response:
     """Calls are taken; 503 while starting or draining, and never for being full: a full server still takes resumes."""
     service: Service = request.app.state.service
     service.begin()
@@ -243,8 +248,8 @@ async def ready(request: Request) -> Response:
     return PlainTextResponse("draining\n" if service.manager.draining else "starting\n", 503, headers=NO_STORE)
 
 
-async def metrics(request: Request) -> Response:
+async def _metrics(request: Request) -> Response:
     """What Prometheus scrapes."""
     service: Service = request.app.state.service
-    text, content_type = metrics_text(service.manager)
+    text, content_type = service.metrics()
     return Response(text, media_type=content_type, headers=NO_STORE)

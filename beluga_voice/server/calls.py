@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocket
@@ -16,8 +17,9 @@ from ..errors import (
     SessionNotFoundError,
     TransportClosed,
 )
+from ..events import SessionEvent
 from ..snapshot import Snapshot
-from .line import WireLine
+from .line import UNKNOWN, LineOptions, WireLine
 from .peer import Peer
 from .service import Service
 from .tickets import Grant, TicketError
@@ -25,12 +27,24 @@ from .tickets import Grant, TicketError
 if TYPE_CHECKING:
     from ..session import Session
 
-__all__ = ["call"]
+__all__ = ["HeardLine", "call"]
 
 log = logging.getLogger("beluga_voice.server")
 
 RETRY_AFTER_MS = 1_000.0
+LEAST_WINDOW_MS = 10_000.0  # what was not written yet is kept too, also where no line may come back
 PROTOCOL, UNAUTHORISED, NO_HELLO, GONE, FULL, INTERNAL = 4400, 4401, 4408, 4410, 1013, 4500
+
+
+class HeardLine(WireLine):
+    """A line that passes what it hears of its session on to the server's own listeners."""
+
+    listeners: Sequence[Callable[[SessionEvent], None]] = ()
+
+    def notify(self, event: SessionEvent) -> None:
+        super().notify(event)
+        for listener in self.listeners:
+            listener(event)
 
 
 async def call(websocket: WebSocket) -> None:
@@ -72,10 +86,10 @@ async def _answer(service: Service, websocket: WebSocket, peer: Peer) -> None:
         if hello is None:
             return
         grant = Grant() if hello.resume is not None else await _granted(service, hello.token)
-    session = await (_resumed(service, hello, hello.resume) if hello.resume else _created(service, hello, grant))
-    line = session.line
-    assert isinstance(line, WireLine)
-    await line.serve(peer, resume=hello.resume, limits=_limits(session), history=session.history if hello.resume else ())
+    resume = hello.resume
+    session, line = await (_resumed(service, hello, resume.session_id) if resume else _created(service, hello, grant))
+    line.session_id = session.session_id
+    await line.serve(peer, resume=resume, limits=_limits(session), history=session.history if resume else ())
 
 
 async def _hello(peer: Peer, timeout_ms: float) -> wire.Hello | None:
@@ -105,46 +119,60 @@ async def _granted(service: Service, token: str) -> Grant:
         raise wire.WireError(UNAUTHORISED, str(error)) from None
 
 
-async def _created(service: Service, hello: wire.Hello, grant: Grant) -> Session:
+async def _created(service: Service, hello: wire.Hello, grant: Grant) -> tuple[Session, WireLine]:
+    metadata = {**hello.metadata, **grant.metadata}
+    told = {"metadata": metadata, "input_rate_hz": hello.input_rate_hz, "output_rate_hz": hello.output_rate_hz}
+    line = _new_line(service, hello)
     try:
-        return await service.manager.create(
-            WireLine(hello),
-            user_id=grant.user_id,
-            tenant=grant.tenant,
-            metadata={**hello.metadata, **grant.metadata},
-            hello=hello,
+        session = await service.manager.create(
+            line, user_id=grant.user_id, tenant=grant.tenant, metadata=metadata, hello={**told, "push": hello.push}
         )
     except SessionLimitError as error:
         raise _full(error.retry_after_ms) from None
     except SessionClosedError:
         raise _full(RETRY_AFTER_MS) from None
+    line.listeners = service.listeners(session)
+    return session, line
 
 
-async def _resumed(service: Service, hello: wire.Hello, resume: wire.Resume) -> Session:
+async def _resumed(service: Service, hello: wire.Hello, session_id: str) -> tuple[Session, WireLine]:
     """The session that the caller comes back to.
 
     Whether it lives or not, a wrong token gets the same answer as an unknown session: guesses learn nothing.
     """
-    refused = wire.WireError(GONE, "the session is over, or the resume token is not its newest; begin a new one")
+    made: list[HeardLine] = []
 
     def connect(snapshot: Snapshot) -> WireLine:
-        line = WireLine(hello, saved=snapshot.line)
-        if not line.tokens.check(resume.resume_token):
-            raise refused
+        line = _new_line(service, hello, snapshot)
+        line.admit(hello)
+        made.append(line)
         return line
 
     try:
-        session = await service.manager.resume(resume.session_id, connect)
-    except SessionNotFoundError:
-        raise refused from None
-    except (SessionLimitError, SessionClosedError) as error:
-        raise _full(getattr(error, "retry_after_ms", None)) from None
-    except DuplicateSessionError:
-        raise refused from None
+        session = await service.manager.resume(session_id, connect)
+    except (SessionNotFoundError, DuplicateSessionError):
+        raise wire.WireError(GONE, UNKNOWN) from None
+    except SessionLimitError as error:
+        raise _full(error.retry_after_ms) from None
+    except SessionClosedError:
+        raise _full(RETRY_AFTER_MS) from None
     line = session.line
-    if not isinstance(line, WireLine) or not line.tokens.check(resume.resume_token):
-        raise refused
-    return session
+    if not isinstance(line, WireLine):
+        raise wire.WireError(GONE, UNKNOWN)
+    if line in made:
+        made[0].listeners = service.listeners(session)
+    else:
+        line.admit(hello)
+    return session, line
+
+
+def _new_line(service: Service, hello: wire.Hello, snapshot: Snapshot | None = None) -> HeardLine:
+    manager = service.manager
+    window_ms = max(manager.options.resume_window_ms, LEAST_WINDOW_MS)
+    options = LineOptions(has_store=manager.store is not None, window_ms=window_ms)
+    if snapshot is None:
+        return HeardLine(hello, options=options)
+    return HeardLine(hello, options=options, saved=snapshot.line, received_seq=snapshot.seq)
 
 
 def _limits(session: Session) -> dict[str, float]:

@@ -12,7 +12,7 @@ def set_up_logs(level: int = logging.INFO) -> None:
     """Send the package's log, the access log and everybody's warnings to stderr; an ended session is a line of JSON alone."""
     told = logging.StreamHandler(sys.stderr)
     told.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    told.addFilter(without_query)
+    told.addFilter(_without_query)
     sessions = logging.StreamHandler(sys.stderr)
     sessions.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
@@ -26,7 +26,7 @@ def set_up_logs(level: int = logging.INFO) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
-def without_query(record: logging.LogRecord) -> bool:
+def _without_query(record: logging.LogRecord) -> bool:
     """Cut the query string, where people put tokens, off an access record."""
     if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
         client, method, path, *rest = record.args

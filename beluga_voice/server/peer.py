@@ -6,12 +6,11 @@ import asyncio
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from .. import wire
 from ..errors import LineLost
 
-__all__ = ["Peer", "shortened"]
+__all__ = ["Peer"]
 
-# A close frame holds 123 bytes of reason.
-LONGEST_REASON = 123
 CLOSE_TIMEOUT_MS = 2_000.0
 HUNG_UP = 1000
 
@@ -59,15 +58,6 @@ class Peer:
             return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_MS / 1000.0):
-                await self._websocket.close(code, shortened(reason))
+                await self._websocket.close(code, wire.shorten(reason))
         except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
             return
-
-
-def shortened(reason: str) -> str:
-    """`reason` as far as a close frame holds it.
-
-    >>> len(shortened("é" * 100).encode())
-    122
-    """
-    return reason.encode("utf-8", "replace")[:LONGEST_REASON].decode("utf-8", "ignore")

@@ -6,10 +6,17 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from opentelemetry.trace import NoOpTracerProvider
+
+from ..errors import ConfigError
+from ..events import SessionEvent
 from ..manager import SessionManager
+from ..session import Session
+from ..telemetry import Prometheus, Telemetry, prometheus
+from .counts import PLAIN, counts
 from .options import ServerOptions
 from .origins import allowed, is_loopback
 from .session_log import session_log
@@ -49,7 +56,9 @@ class Service:
         self._started: asyncio.Future[None] | None = None
         self._stop = asyncio.Event()
         self._told = False
-        manager.listen(session_log)
+        self._exported, self._telemetry = _metrics()
+        if self._telemetry is not None:
+            self._telemetry.manager(manager)
 
     def share_secret(self, secret: str) -> None:
         """Sign tickets with `secret`, which other processes have too, unless the options have one."""
@@ -126,6 +135,17 @@ class Service:
         origin = origins[0] if origins else None
         return len(origins) < 2 and allowed(origin, host, self.options.origins, secure=secure, local_only=local_only)
 
+    def listeners(self, session: Session) -> tuple[Callable[[SessionEvent], None], ...]:
+        """Who is to hear of a new session: the log of ended sessions, and the metrics."""
+        logged = session_log(session)
+        return (logged,) if self._telemetry is None else (logged, self._telemetry.listener(session))
+
+    def metrics(self) -> tuple[bytes, str]:
+        """What `GET /metrics` gives, and its content type."""
+        if self._exported is None:
+            return counts(self.manager).encode(), PLAIN
+        return self._exported.render(), self._exported.content_type
+
     @contextmanager
     def handshake(self, address: str) -> Iterator[bool]:
         """Hold a place among those who have not said hello; False where there is none."""
@@ -144,3 +164,12 @@ class Service:
     def bound_to(self, host: str) -> None:
         """Hear that the server listens on `host`."""
         self.local_only = is_loopback(host)
+
+
+def _metrics() -> tuple[Prometheus | None, Telemetry | None]:
+    """Metrics for Prometheus; nothing where OpenTelemetry's SDK is not installed. Spans are the program's own business."""
+    try:
+        exported = prometheus()
+    except ConfigError:
+        return None, None
+    return exported, Telemetry(NoOpTracerProvider(), exported.meter_provider)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,7 +21,7 @@ from .options import ServerOptions
 from .origins import is_loopback
 from .service import Service
 
-__all__ = ["bound", "check_address", "serve"]
+__all__ = ["PromptConnection", "Server", "SilentServer", "address", "bound", "check_address", "running", "serve"]
 
 log = logging.getLogger("beluga_voice.server")
 
@@ -69,7 +69,9 @@ def bound(host: str, port: int) -> socket.socket:
     return sock
 
 
-def serve(app: Any, sock: socket.socket, *, admin: socket.socket | None = None, ready: Callable[[], object] | None = None) -> int:
+def serve(
+    app: Any, sock: socket.socket, *, admin: socket.socket | None = None, ready: Callable[[], object] | None = None
+) -> int:
     """Serve `app` until a signal; the process's exit code.
 
     The first SIGTERM or SIGINT drains: new callers are refused, those on the line are told and their turns end, within the
@@ -90,15 +92,10 @@ def serve(app: Any, sock: socket.socket, *, admin: socket.socket | None = None, 
 async def _serve(app: Any, sock: socket.socket, admin: socket.socket | None, ready: Callable[[], object] | None) -> int:
     found = services(app)
     options = found[0].options
-    for service in found:
-        service.set_up = True
-        service.bound_to(sock.getsockname()[0])
     async with contextlib.AsyncExitStack() as stack:
-        for service in found:
-            stack.push_async_callback(service.stop)
-            await service.start()
+        await _start(found, sock, stack)
         if admin is not None:
-            aside = AdminServer(_settings(admin_app(found), options))
+            aside = SilentServer(_settings(admin_app(found), options))
             task = asyncio.create_task(aside.serve([admin]), name="beluga-voice admin")
             stack.push_async_callback(_stopped, aside, task)
         server = Server(_settings(app, options), found, ready)
@@ -106,6 +103,50 @@ async def _serve(app: Any, sock: socket.socket, admin: socket.socket | None, rea
         if server.hurried:
             stack.pop_all()  # the end of the loop cancels what is left
         return 128 + server.hurried if server.hurried else 0
+
+
+@contextlib.asynccontextmanager
+async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """Serve `app` beside whatever else the program does, as `beluga-voice serve` would, but for the signals.
+
+    Args:
+        app: what `server.app` made, or an application in which such are mounted.
+        host: the address to listen on.
+        port: its port; 0 is any free one.
+
+    Gives the address, like "http://127.0.0.1:8080". Leaving closes calls that still go on: `server.drain` before lets them end.
+
+    Raises:
+        ConfigError: the address cannot be bound, or lets strangers in unasked.
+        BelugaVoiceError: an engine cannot be made ready.
+    """
+    found = services(app)
+    for service in found:
+        check_address(host, service.options)
+    sock = bound(host, port)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(sock.close)
+        await _start(found, sock, stack)
+        server = SilentServer(_settings(app, found[0].options))
+        task = asyncio.create_task(server.serve([sock]), name="beluga-voice server")
+        stack.push_async_callback(_stopped, server, task)
+        for service in found:
+            stack.push_async_callback(service.stop)
+        sock.listen(BACKLOG)
+        yield address(host, sock)
+
+
+def address(host: str, sock: socket.socket) -> str:
+    """What to type into a browser."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+
+
+async def _start(found: list[Service], sock: socket.socket, stack: contextlib.AsyncExitStack) -> None:
+    for service in found:
+        service.set_up = True
+        service.bound_to(sock.getsockname()[0])
+        stack.push_async_callback(service.stop)
+        await service.start()
 
 
 async def _stopped(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
@@ -170,14 +211,18 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining: new calls are refused; a second signal stops at once")
-        work = [asyncio.ensure_future(service.drain()) for service in self._services]
-        hurry = asyncio.ensure_future(self._hurry.wait())
+        drained = asyncio.create_task(self._drain(), name="beluga-voice drain")
+        hurry = asyncio.create_task(self._hurry.wait(), name="beluga-voice second signal")
         try:
-            await asyncio.wait([asyncio.gather(*work), hurry], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((drained, hurry), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*work, hurry):
-                task.cancel()
+            drained.cancel()
+            hurry.cancel()
         await super().shutdown(sockets)
+
+    async def _drain(self) -> bool:
+        await asyncio.gather(*(service.drain() for service in self._services))
+        return True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Hear a signal; uvicorn would raise it again at the end, and so fail where all went well."""
@@ -195,8 +240,8 @@ class Server(uvicorn.Server):
         self._loop.call_later(LAST_MOMENT_MS / 1000.0, os._exit, 128 + self.hurried)
 
 
-class AdminServer(uvicorn.Server):
-    """A server beside the main one, which has the signals."""
+class SilentServer(uvicorn.Server):
+    """A server that leaves signals to others."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -18,7 +18,6 @@ needs a memory: this process's own and, where the manager's store is shared betw
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import hmac
 import json
@@ -29,14 +28,14 @@ from typing import Any
 
 import attrs
 
-from ..clock import local_now
+from ..clock import epoch_ns
 from ..errors import BelugaVoiceError, SessionError
 from ..store import SessionStore
 
-__all__ = ["Grant", "TicketError", "Tickets"]
+__all__ = ["LONGEST_TICKET", "Grant", "TicketError", "Tickets"]
 
 VERSION = "t1"
-LONGEST = 8_192
+LONGEST_TICKET = 4_096  # what a hello takes
 GET_ANOTHER = "get a new one from POST /v1/sessions"
 log = logging.getLogger("beluga_voice.server")
 
@@ -54,9 +53,8 @@ class Grant:
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-def epoch_ms() -> float:
-    """The time of day in ms since 1970, which several machines share."""
-    return local_now(datetime.UTC).timestamp() * 1000.0
+def _epoch_ms() -> float:
+    return epoch_ns() / 1e6
 
 
 class Tickets:
@@ -77,7 +75,7 @@ class Tickets:
         *,
         ttl_ms: float = 60_000.0,
         store: SessionStore | None = None,
-        now_ms: Callable[[], float] = epoch_ms,
+        now_ms: Callable[[], float] = _epoch_ms,
     ) -> None:
         self._key = hashlib.sha256(secret.encode()).digest()
         self._audience, self._ttl_ms, self._now_ms = audience, ttl_ms, now_ms
@@ -115,7 +113,7 @@ class Tickets:
 
     def _claims(self, ticket: str) -> dict[str, Any]:
         body, _, signature = ticket.rpartition(".")
-        if len(ticket) > LONGEST or not ticket.isascii() or not body.startswith(f"{VERSION}."):
+        if len(ticket) > LONGEST_TICKET or not ticket.isascii() or not body.startswith(f"{VERSION}."):
             raise TicketError(f"the token is no ticket of this server; {GET_ANOTHER}")
         if not hmac.compare_digest(_encoded(self._signature(body)), signature):
             raise TicketError(f"the ticket was not signed here; {GET_ANOTHER}")
@@ -126,7 +124,8 @@ class Tickets:
         """Whether nobody has used it; from now on somebody has."""
         now_ms = self._now_ms()
         # A ticket used here was issued at most `ttl_ms` ago: what is remembered is bounded by what was issued since.
-        self._used = {one: until_ms for one, until_ms in self._used.items() if until_ms > now_ms}
+        while self._used and next(iter(self._used.values())) <= now_ms:
+            del self._used[next(iter(self._used))]
         if ticket_id in self._used:
             return False
         self._used[ticket_id] = expires_ms

@@ -12,7 +12,7 @@ const BANNER_MS = 6_000;
 const RAW = new URLSearchParams(location.search).get("raw") === "1";
 
 const HINTS = {
-  connecting: "Opening the line.",
+  connecting: "Opening the line. The browser may ask for the microphone.",
   connected: "The line is open.",
   listening: "Speak when you like.",
   processing: "An answer is being made.",
@@ -79,7 +79,8 @@ async function authorize() {
   });
   if (answer.ok) return answer.json();
   if (answer.status === 404 || answer.status === 405) return {}; // it wants no ticket
-  throw Object.assign(new Error(`the server answered ${answer.status}`), { code: answer.status === 401 ? 4401 : 1006 });
+  const { error } = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(error ?? `the server answered ${answer.status}`), { code: answer.status === 401 ? 4401 : 1006 });
 }
 
 function hangUp() {
@@ -89,6 +90,7 @@ function hangUp() {
 
 function finish(ended, text) {
   release(ended);
+  conversation.end();
   call = null;
   lostAt = null;
   showState("ready");
@@ -143,6 +145,7 @@ function whyClosed(code, reason, retryAfterMs) {
 function message(detail) {
   conversation.show(detail);
   if (detail.type === "state") showState(detail.state);
+  if (detail.type === "turn_end") problem("");
   if (detail.type === "pause") showState("responding", "paused");
   if (detail.type === "continue") showState("responding");
   if (detail.type === "error") problem(`${detail.message.replace(/\.$/, "")}.`);

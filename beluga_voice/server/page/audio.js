@@ -65,7 +65,12 @@ export class Microphone {
     const wishes = { echoCancellation: processed, noiseSuppression: processed, autoGainControl: processed };
     const stream = await navigator.mediaDevices.getUserMedia({ audio: { ...wishes, channelCount: 1 } });
     const microphone = new Microphone(stream);
-    await microphone.#listen(rateHz, onaudio, onended);
+    try {
+      await microphone.#listen(rateHz, onaudio, onended);
+    } catch (error) {
+      await microphone.close();
+      throw error;
+    }
     return microphone;
   }
 
@@ -100,7 +105,7 @@ export class Microphone {
 
   async close() {
     for (const track of this.#stream.getTracks()) track.stop();
-    await this.#context.close();
+    await this.#context?.close();
   }
 }
 

@@ -62,6 +62,13 @@ export class Conversation {
     this.#keepingEndInView(() => this.#append(element("p", "note", text)));
   }
 
+  /** The call is over: what was being said will not be told to its end. */
+  end() {
+    for (const { line } of this.#replies.values()) {
+      if (line.dataset.reply === "speaking" || line.dataset.reply === "paused") line.dataset.reply = "left";
+    }
+  }
+
   // --- the user -------------------------------------------------------------------------------------------------------
 
   #transcript({ turn, text, final }) {
@@ -111,10 +118,10 @@ export class Conversation {
       return this.#speak(`Agent: ${said.text || heard}`);
     }
     const length = heardLength(said.text, heard);
-    const unheard = element("s", "unheard", said.text.slice(length));
-    unheard.prepend(element("span", "unseen", " (not heard:) "));
-    said.words.replaceChildren(said.text.slice(0, length), element("span", "cut", "you cut in"), unheard);
-    if (unheard.textContent.trim() === "(not heard:)") unheard.remove();
+    const unheard = element("s", "unheard", said.text.slice(length).trim());
+    said.words.replaceChildren(said.text.slice(0, length), " ", element("span", "cut", "cut off"), " ", unheard);
+    if (unheard.textContent === "") unheard.remove();
+    else unheard.prepend(element("span", "unseen", "not heard: "));
     return this.#speak(`Agent, interrupted: ${said.text.slice(0, length)}`);
   }
 
@@ -157,12 +164,11 @@ export class Conversation {
     const legend = element("figcaption", "parts");
     legend.append(element("b", "", `${seconds(wholeMs)} to the answer`));
     for (const [part, name] of PARTS) {
-      const piece = element("span", part);
+      const piece = element("span", `part ${part}-part`);
       piece.style.flexGrow = spent[part];
       bar.append(piece);
-      legend.append(" ", element("span", `part ${part}`, `${name} ${Math.round(spent[part])}`));
+      legend.append(" ", element("span", `part ${part}-part`, `${name} ${Math.round(spent[part])} ms`));
     }
-    legend.append(element("span", "unit", " ms"));
     figure.append(bar, legend);
     const block = this.#turn(message.turn);
     block.querySelector(".latency")?.remove();

@@ -12,7 +12,7 @@ const FADE_SAMPLES = 128; // a voice cut in mid-wave clicks
 class Player extends AudioWorkletProcessor {
   #queue = []; // {seq, pcm}
   #offset = 0; // samples of the first that are played
-  #position = { seq: 0, ms: 0 };
+  #position = { seq: -1, ms: 0 }; // nothing yet
   #total = 0;
   #unreported = 0;
   #paused = false;

@@ -77,7 +77,7 @@ class MoonshineSTT(STT):
     """
 
     Options = MoonshineOptions
-    capabilities = STTCapabilities(sample_rate_hz=SAMPLE_RATE_HZ)
+    capabilities = STTCapabilities(sample_rate_hz=SAMPLE_RATE_HZ, quick=True)
 
     def __init__(self, **options: Any) -> None:
         self.options: MoonshineOptions = build(MoonshineOptions, options, OWNER)

@@ -21,6 +21,11 @@ class RedisOptions:
     connect_timeout_ms: float = option(1_000.0, "longest wait for a connection to be made", at_least=1)
     pool_timeout_ms: float = option(500.0, "longest wait for one of the connections to be free", at_least=1)
     max_connections: int = option(50, "most connections of this process", at_least=1)
+    fence_ms: float = option(
+        600_000.0,
+        "how long a claim is remembered at least: a longer absence of Redis ends it, and late owners are kept out",
+        at_least=0,
+    )
     max_state_bytes: int = option(1_048_576, "largest state of one session", at_least=1)
 
     def __attrs_post_init__(self) -> None:

@@ -8,7 +8,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Awaitable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import attrs
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -99,21 +99,22 @@ class RedisStore(SessionStore):
         await self._ask(load())
 
     async def claim(self, session_id: str, *, lease_ms: float, force: bool = False) -> Claim | None:
-        now_ms = self._clock.now_ms()
+        now_ms, keep_ms = self._clock.now_ms(), self._keep_ms(lease_ms)
         self._sweep(now_ms)
-        answer = await self._ask(self._claim(self._keys(session_id), [self.owner, _whole(lease_ms), int(force)]))
+        told: list[bytes | str | int] = [self.owner, _whole(lease_ms), keep_ms, int(force)]
+        answer = await self._ask(self._claim(self._keys(session_id), told))
         if answer is None:
             self.counters["refused"] += 1
             return None
         epoch, state = int(answer[0]), answer[1]
-        self._held[session_id] = _Held(epoch, now_ms + lease_ms)
+        self._held[session_id] = _Held(epoch, now_ms + keep_ms)
         return Claim(epoch, state)
 
     async def renew(self, session_id: str, epoch: int, *, lease_ms: float) -> bool:
-        now_ms = self._clock.now_ms()
-        held = self._is_held(session_id, epoch, now_ms)
-        answer = await self._ask(self._renew(self._keys(session_id), [epoch, held, self.owner, _whole(lease_ms)]))
-        return self._is_owner(session_id, epoch, answer, now_ms + lease_ms)
+        now_ms, keep_ms = self._clock.now_ms(), self._keep_ms(lease_ms)
+        told: list[bytes | str | int] = [epoch, self._is_held(session_id, epoch, now_ms), self.owner, _whole(lease_ms), keep_ms]
+        answer = await self._ask(self._renew(self._keys(session_id), told))
+        return self._is_owner(session_id, epoch, answer, now_ms + keep_ms)
 
     async def save(self, session_id: str, epoch: int, state: bytes, *, ttl_ms: float) -> bool:
         if len(state) > self.options.max_state_bytes:
@@ -123,13 +124,14 @@ class RedisStore(SessionStore):
                 provider="redis",
                 kind=self.kind,
             )
-        now_ms = self._clock.now_ms()
-        held = self._is_held(session_id, epoch, now_ms)
-        answer = await self._ask(self._save(self._keys(session_id), [epoch, held, bytes(state), _whole(ttl_ms)]))
-        return self._is_owner(session_id, epoch, answer, now_ms + ttl_ms)
+        now_ms, keep_ms = self._clock.now_ms(), self._keep_ms(ttl_ms)
+        told: list[bytes | str | int] = [epoch, self._is_held(session_id, epoch, now_ms), bytes(state), _whole(ttl_ms), keep_ms]
+        answer = await self._ask(self._save(self._keys(session_id), told))
+        return self._is_owner(session_id, epoch, answer, now_ms + keep_ms)
 
     async def get(self, session_id: str) -> bytes | None:
-        return await self._ask(self._client.get(self._keys(session_id)[2]))
+        # Bytes: the client decodes nothing unless it is told to.
+        return cast("bytes | None", await self._ask(self._client.get(self._keys(session_id)[2])))
 
     async def delete(self, session_id: str, epoch: int) -> bool:
         held = self._is_held(session_id, epoch, self._clock.now_ms())
@@ -160,6 +162,9 @@ class RedisStore(SessionStore):
             self.counters["failed"] += 1
             # Without its cause: a traceback would show the server's own words, and they may hold the password.
             raise failure(error, self._where, self._secret) from None
+
+    def _keep_ms(self, ms: float) -> int:
+        return _whole(max(ms, self.options.fence_ms))
 
     def _is_held(self, session_id: str, epoch: int, now_ms: float) -> int:
         held = self._held.get(session_id)
@@ -208,7 +213,8 @@ def _pool(options: RedisOptions) -> BlockingConnectionPool:
             protocol=2,
             driver_info=None,
         )
-        pool.make_connection()  # so that a query the url should not have is found now; it connects to nothing
+        # Connects to nothing: a query that the url should not have is found now.
+        pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError, RedisError):
         # Without its cause: the text holds parts of the url, which may be parts of the password.
         raise OptionError(

@@ -1,4 +1,4 @@
-"""The text that `GET /metrics` gives: OpenTelemetry's where its Prometheus reader is set up, else the manager's counts."""
+"""The manager's own counts as Prometheus reads them, for where OpenTelemetry's SDK is not installed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import re
 
 from ..manager import SessionManager
 
-__all__ = ["metrics_text"]
+__all__ = ["PLAIN", "counts"]
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def metrics_text(manager: SessionManager) -> tuple[bytes, str]:
-    """The metrics, and their content type."""
-    return _counts(manager).encode(), PLAIN
-
-
-def _counts(manager: SessionManager) -> str:
-    """The manager's own counts.
+def counts(manager: SessionManager) -> str:
+    """Sessions now, whether they drain, and what happened so far.
 
     >>> from types import SimpleNamespace as Namespace
     >>> manager = Namespace(sessions=(1, 2), draining=False, counters={"created": 3, "closed_bye": 1})
-    >>> print(_counts(manager), end="")
+    >>> print(counts(manager), end="")
     # TYPE beluga_voice_sessions gauge
     beluga_voice_sessions 2
     # TYPE beluga_voice_draining gauge
