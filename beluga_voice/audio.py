@@ -205,9 +205,13 @@ class PreRoll:
         for at_ms, pcm, rate_hz in self._pieces:
             if at_ms + len(pcm) * 500.0 / rate_hz > from_ms:
                 out.append(pcm[max(0, round((from_ms - at_ms) * rate_hz / 1000)) * BYTES_PER_SAMPLE :])
+        self.clear()
+        return Audio(b"".join(out), rate_hz) if out else None
+
+    def clear(self) -> None:
+        """Keep nothing of what was pushed so far."""
         self._pieces.clear()
         self._held_ms = 0.0
-        return Audio(b"".join(out), rate_hz) if out else None
 
 
 def read(path: str | os.PathLike[str], sample_rate_hz: int | None = None) -> Audio:

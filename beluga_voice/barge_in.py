@@ -13,6 +13,7 @@ __all__ = ["BargeIn", "Verdict"]
 LOUD = 0.5
 OWN_MS = 64.0  # speech over an echo needs as much to be suspected as speech over quiet
 GOING_ON_MS = 64.0  # speech that dips for less goes on
+EARLIER_MS = 32.0  # the words are asked for so much before they may cut
 ASK_AGAIN_MS = 96.0
 LONGEST_HOLD_MS = 5_000.0  # a reply is not kept waiting for longer by speech that has too few words
 
@@ -33,9 +34,9 @@ def _no_echo() -> bool:
 class BargeIn:
     """Watches the speech during one reply.
 
-    Suspected speech pauses. Once `min_speech_ms` of it are sure, the words so far are asked for; they cut, or hold the decision
-    open while they are but a backchannel. No words within `words_wait_ms`, or speech longer than any backchannel: it cuts by
-    its length. Speech that ends undecided is judged by all its words. `false_alarm_ms` of quiet after less speech lets the
+    Suspected speech pauses. Near `min_speech_ms` of it the words so far are asked for; they cut, or hold the decision open while
+    they are but a backchannel. No words after another `words_wait_ms`, or speech longer than any backchannel: it cuts by its
+    length. Speech that ends undecided is judged by all its words. `false_alarm_ms` of quiet after less speech lets the
     reply go on (at once where nothing of it has sounded yet: then nobody waits for silence to be proven).
 
     Args:
@@ -63,13 +64,18 @@ class BargeIn:
         self._from_ms: float | None = None
         self._asked_ms: float | None = None
         self._ended_ms: float | None = None
-        self._first_asked_ms = self._loud_ms = 0.0
-        self._held = ""
+        self._loud_ms = 0.0
+        self._meaning = ""
 
     @property
     def suspects(self) -> bool:
         """True while it is not decided whether this is an interruption."""
         return self._from_ms is not None
+
+    @property
+    def over_echo(self) -> bool:
+        """True while the VAD hears speech that began as the agent's own."""
+        return self._echoed
 
     def feed(self, frame: Frame, *, unheard: bool, echo: Callable[[], bool] = _no_echo) -> Verdict | None:
         """What `frame` decides.
@@ -91,11 +97,10 @@ class BargeIn:
         """What the words so far decide; `meaning` as `overheard.meaning` gives it."""
         if self._asked_ms is None:
             return None
-        if meaning == "interruption":
-            self._meant = True
-            return self._cut() if self._ended_ms is not None or self._spoken_ms >= self._options.min_speech_ms else None
-        self._meant, self._held = False, meaning or self._held
-        return self._go_on() if self._ended_ms is not None else None
+        self._meaning = meaning or self._meaning
+        if self._ended_ms is not None:
+            return self._cut() if self._meaning == "interruption" else self._go_on(self._meaning)
+        return self._cut() if self._meaning == "interruption" and self._is_enough() else None
 
     # --- what the VAD says -------------------------------------------------------------------------------------------
 
@@ -116,12 +121,15 @@ class BargeIn:
         if first or self._sure:
             self._from_ms = self.speech_start_ms = frame.speech_start_ms
         self._loud_ms = frame.at_ms
-        return self._enough(frame.at_ms, unheard) or (Verdict.PAUSE if first else None)
+        return self._judge(unheard) or (Verdict.PAUSE if first else None)
 
     def _fall(self, now_ms: float) -> Verdict | None:
         self._vad_on = self._sure = self._echoed = False
         self._own_ms = None
         if self._asked_ms is None or self._ended_ms is not None:
+            return None
+        if not self._is_enough():
+            self._asked_ms = None  # too short to interrupt, whatever it says
             return None
         self._ended_ms = now_ms
         return Verdict.ASK
@@ -140,7 +148,7 @@ class BargeIn:
         wait_ms = 0.0 if unheard and not self._sure else self._options.false_alarm_ms
         if not loud and now_ms - self._loud_ms >= wait_ms:
             return self._go_on("false_alarm")
-        return self._enough(now_ms, unheard) if loud else None
+        return self._judge(unheard) if loud else None
 
     def _pass_over(self) -> None:
         self.echoes += not self._echoed
@@ -161,18 +169,19 @@ class BargeIn:
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
-    def _enough(self, now_ms: float, unheard: bool) -> Verdict | None:
-        """Is it enough speech to cut, or to ask what it is?"""
-        if self._from_ms is None or not self._sure:
-            return None
-        needed_ms = 0.0 if unheard else self._options.min_speech_ms
-        if not unheard and self._reads:
-            needed_ms -= EARLIER_MS
-        if now_ms - self._from_ms < needed_ms:
+    def _is_enough(self) -> bool:
+        return self._from_ms is not None and self._loud_ms - self._from_ms >= self._options.min_speech_ms
+
+    def _judge(self, unheard: bool) -> Verdict | None:
+        """One more piece of speech, no words asked for yet."""
+        assert self._from_ms is not None
+        if not self._sure:
             return None
         if unheard or not self._reads:
-            return self._cut()
-        self._asked_ms = now_ms
+            return self._cut() if unheard or self._is_enough() else None
+        if self._loud_ms - self._from_ms < self._options.min_speech_ms - EARLIER_MS:
+            return None
+        self._asked_ms = self._loud_ms
         return Verdict.ASK
 
     def _wait(self, now_ms: float) -> Verdict | None:
@@ -182,33 +191,36 @@ class BargeIn:
         if self._ended_ms is None and now_ms - self._loud_ms >= self._patience_ms:
             self._ended_ms = self._loud_ms  # nobody will say that it ended
         if self._ended_ms is not None:
-            late = now_ms - self._ended_ms >= self._patience_ms
-            return None if not late else self._go_on() if self._held else self._cut()
+            if now_ms - self._ended_ms < self._patience_ms:
+                return None
+            return self._go_on(self._meaning) if self._meaning or not self._is_enough() else self._cut()
         if now_ms - self._loud_ms >= GOING_ON_MS:
             return None
-        spoken_ms = self._loud_ms - self._from_ms
-        if self._held:
-            longest_ms = LONGEST_HOLD_MS if self._options.min_words > 0 else self._options.backchannel_ms
-            too_long = spoken_ms >= longest_ms
-        else:
-            wait_ms = self._patience_ms if self._options.min_words > 0 else self._options.words_wait_ms
-            too_long = spoken_ms >= self._options.min_speech_ms + wait_ms
-        if too_long:
+        if self._loud_ms - self._from_ms >= self._longest_ms() and self._is_enough():
             return self._cut()
         if now_ms - self._asked_ms < ASK_AGAIN_MS:
             return None
         self._asked_ms = now_ms
         return Verdict.ASK
 
+    def _longest_ms(self) -> float:
+        """How much speech cuts by its length, after what is known of its words."""
+        options = self._options
+        if self._meaning == "interruption":
+            return options.min_speech_ms
+        if self._meaning:
+            return LONGEST_HOLD_MS if options.min_words > 0 else options.backchannel_ms
+        return options.min_speech_ms + (self._patience_ms if options.min_words > 0 else options.words_wait_ms)
+
     def _cut(self) -> Verdict:
         self._forget()
         return Verdict.CUT
 
-    def _go_on(self, why: str = "") -> Verdict:
-        self.why = why or (self._held if self._held in ("backchannel", "echo") else "false_alarm")
+    def _go_on(self, why: str) -> Verdict:
+        self.why = why if why in ("backchannel", "echo") else "false_alarm"
         self._forget()
         return Verdict.GO_ON
 
     def _forget(self) -> None:
         self._from_ms = self._asked_ms = self._ended_ms = None
-        self._held = ""
+        self._meaning = ""

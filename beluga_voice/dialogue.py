@@ -5,6 +5,7 @@ Every method returns at once: replies run in tasks of the session, what must be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from .frames import (
     TurnEnded,
     TurnEndProposed,
     TurnEndWithdrawn,
+    WordsFrom,
     WordsWanted,
 )
 from .history import History
@@ -51,6 +53,7 @@ from .transport import Transport
 
 __all__ = ["Dialogue"]
 
+ECHO_PREROLL_MS = 100.0  # more would be the agent's words again
 GIVE_UP_MS = 10_000.0  # words that come later than this are not waited for
 
 
@@ -119,7 +122,7 @@ class Dialogue:
         self._turns = 0
         self._speaking = self._talked_over = self._stt_failed = False
         self._speech_start_ms: float | None = None
-        self._deaf_until_ms = 0.0
+        self._deaf_until_ms = -math.inf
         self._expecting: list[Turn | None] = []
         self._aside: Turn | None = None
         self._ear = EchoEar() if options.barge_in.enabled and options.barge_in.echo_guard else None
@@ -355,6 +358,9 @@ class Dialogue:
         if verdict is Verdict.PAUSE:
             self._aside = None
             reply.playout.pause()
+            if rule.over_echo and self._stt_closes:  # what the recogniser has been given is the reply
+                self._context.emit(WordsFrom(max(0.0, rule.speech_start_ms - ECHO_PREROLL_MS)))
+                self._expecting.append(None)
             self._tell(
                 "reply_paused", self._index(), reply=reply.number, played_ms=played_ms, speech_start_ms=start_ms
             )

@@ -40,6 +40,7 @@ __all__ = [
     "TurnEndWithdrawn",
     "TurnEnded",
     "Word",
+    "WordsFrom",
     "WordsWanted",
 ]
 
@@ -115,6 +116,13 @@ class Interrupt:
     """A wish, not a fact: stop the reply now (the caller's stop button). `source` says whose."""
 
     source: str = "caller"
+
+
+@attrs.frozen
+class WordsFrom:
+    """A wish of the session: the words that matter begin at `at_ms`; what was said before is nobody's (an echo of the reply)."""
+
+    at_ms: float
 
 
 @attrs.frozen
@@ -308,6 +316,7 @@ Frame = (
     | StartTurn
     | EndTurn
     | Interrupt
+    | WordsFrom
     | WordsWanted
     | SpeechProbability
     | SpeechSuspected

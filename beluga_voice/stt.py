@@ -40,6 +40,7 @@ from .frames import (
     TurnEnded,
     TurnEndProposed,
     TurnEndWithdrawn,
+    WordsFrom,
     WordsWanted,
 )
 from .options import option
@@ -427,8 +428,7 @@ async def _listen(
             if isinstance(frame, AudioIn):
                 if capturing:
                     listener.put(Audio(frame.pcm, frame.sample_rate_hz))
-                else:
-                    ring.push(frame.at_ms, frame.pcm, frame.sample_rate_hz)
+                ring.push(frame.at_ms, frame.pcm, frame.sample_rate_hz)
             elif isinstance(frame, SpeechStarted):
                 speaking = True
                 if not capturing:
@@ -444,9 +444,15 @@ async def _listen(
                 listener.put("withdraw")
             elif isinstance(frame, WordsWanted) and capturing:
                 listener.put("peek")
+            elif isinstance(frame, WordsFrom) and not ends_turns:
+                listener.put("finalize")
+                again = ring.take_from(frame.at_ms) if capturing and not continuous else None
+                if again is not None:
+                    listener.put(again)
             if type(frame) is finalize_on and not ends_turns:
                 listener.put("finalize")
                 capturing = speaking or continuous
+                ring.clear()  # the recogniser has had it
         if capturing and not ends_turns:
             listener.put("finalize")
         for late in await listener.drain():

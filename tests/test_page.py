@@ -106,14 +106,15 @@ def recording(tmp_path, *parts):
 
 
 @asynccontextmanager
-async def calling(address, agent=repeat, options=None, query="?raw=1", **settings):
+async def calling(address, agent=repeat, options=None, tapped=False, **settings):
     """The page, open and not yet in a call; with it the line and what the sessions tell."""
     told = Told()
     chain = Chain(vad.new("energy"), turn.new("silence"), ToneSTT(), agent, tts.new("tone", sample_rate_hz=24_000))
     manager = SessionManager(chain, listeners=[told.listener], **settings)
     async with served(server.app(manager, options)) as port, line_to(port) as (line, url), tab(address) as page:
-        await page.command("Page.addScriptToEvaluateOnNewDocument", source=TAP)
-        await page.go(f"{url}/{query}")
+        if tapped:
+            await page.command("Page.addScriptToEvaluateOnNewDocument", source=TAP)
+        await page.go(f"{url}/?raw=1")
         yield page, line, told
 
 
@@ -141,7 +142,7 @@ def in_a_call(*parts):
 
 @in_a_call(quiet(1_000), words("alpha bravo charlie"), quiet(20_000))
 async def test_a_caller_is_heard_and_answered_and_the_answer_is_played(address):
-    async with calling(address) as (page, _, told):
+    async with calling(address, tapped=True) as (page, _, told):
         await page.click("#call")
         await page.until(f"{state('listening')} && document.querySelector('.latency')")
         assert await page.run(said("user")) == ["alpha bravo charlie"]
@@ -153,11 +154,11 @@ async def test_a_caller_is_heard_and_answered_and_the_answer_is_played(address):
         parts = await page.run("Array.from(document.querySelectorAll('.parts .part'), (part) => part.textContent)")
         assert [part.rsplit(" ", 2)[0] for part in parts] == ["end of turn", "words", "agent", "voice"]
         assert sum(int(part.rsplit(" ", 2)[1]) for part in parts) == pytest.approx(record.e2e_latency_ms, abs=2)
-        sound = np.array(await page.run("sounded"))
+        sound = np.trim_zeros(await page.run("sounded"))
         spectrum = np.abs(np.fft.rfft(sound, 24_000))
         assert abs(np.argmax(spectrum) - 440) <= 10, "another tone than the agent's voice"
         assert np.count_nonzero(sound) > 0.8 * 5 * 0.15 * 24_000, "five words of 150 ms, and a busy machine"
-        assert page.complaints == []
+        assert [one for one in page.complaints if "ScriptProcessorNode" not in one] == []
 
 
 @in_a_call(quiet(1_000), words("alpha bravo charlie delta echo foxtrot golf"), quiet(20_000))
@@ -208,7 +209,7 @@ async def test_who_speaks_during_a_reply_cuts_it_and_sees_what_was_not_heard(add
 
 @in_a_call(quiet(60_000))
 async def test_typing_stopping_and_hanging_up_by_keyboard_alone(address):
-    async with calling(address, lambda text, history: talk_on("alpha", history)) as (page, _, told):
+    async with calling(address, talk_on) as (page, _, told):
         focus = "document.activeElement.id"
         shows = "getComputedStyle(document.activeElement).outlineStyle !== 'none'"
         order = []
@@ -222,10 +223,10 @@ async def test_typing_stopping_and_hanging_up_by_keyboard_alone(address):
         await page.until(state("listening"))
         while await page.run(focus) != "text":
             await page.key("Tab")
-        await page.type("tell me more")
+        await page.type("alpha")
         await page.key("Enter")
         await page.until(state("responding"))
-        assert await page.run(said("user")) == ["tell me more"]
+        assert await page.run(said("user")) == ["alpha"]
         while await page.run(focus) != "stop":
             await page.key("Tab", shift=True)
         await page.key("Space")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -66,7 +67,7 @@ def new_app(manager: SessionManager, options: ServerOptions) -> Starlette:
 def admin_app(found: list[Service]) -> Starlette:
     """Health and metrics alone, of a service that something else starts and stops."""
     app = Starlette(routes=_health_routes())
-    app.state.service = found[0]
+    app.state.service, app.state.apart = found[0], True
     return app
 
 
@@ -236,12 +237,13 @@ def _health_routes() -> list[BaseRoute]:
 
 async def _healthy(request: Request) -> Response:
     """The process answers."""
+    _service_of(request)
     return PlainTextResponse("ok\n", headers=NO_STORE)
 
 
 async def _ready(request: Request) -> Response:
     """Calls are taken; 503 while starting or draining, and never for being full: a full server still takes resumes."""
-    service: Service = request.app.state.service
+    service = _service_of(request)
     service.begin()
     if service.ready:
         return PlainTextResponse("ready\n", headers=NO_STORE)
@@ -250,6 +252,17 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     """What Prometheus scrapes."""
-    service: Service = request.app.state.service
-    text, content_type = service.metrics()
+    text, content_type = _service_of(request).metrics()
     return Response(text, media_type=content_type, headers=NO_STORE)
+
+
+def _service_of(request: Request) -> Service:
+    """The service that is asked for, where it is to be asked.
+
+    Raises:
+        HTTPException: a port of its own answers such questions.
+    """
+    service: Service = request.app.state.service
+    if service.has_admin and not getattr(request.app.state, "apart", False):
+        raise HTTPException(404)
+    return service

@@ -43,13 +43,14 @@ class Service:
         options: the `[server]` table.
         tickets: what lets callers in.
         local_only: the server is bound to this machine alone; None where nobody told.
+        has_admin: health and metrics are asked for on a port of their own.
         set_up: the server around it is `beluga-voice serve`, which needs no advice.
     """
 
     def __init__(self, manager: SessionManager, options: ServerOptions) -> None:
         self.manager, self.options = manager, options
         self.local_only: bool | None = None
-        self.set_up = False
+        self.set_up = self.has_admin = False
         self.tickets = self._new_tickets(options.ticket_secret or secrets.token_urlsafe(32))
         self._handshakes: Counter[str] = Counter()
         self._keeper: asyncio.Task[None] | None = None

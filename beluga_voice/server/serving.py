@@ -95,6 +95,8 @@ async def _serve(app: Any, sock: socket.socket, admin: socket.socket | None, rea
     async with contextlib.AsyncExitStack() as stack:
         await _start(found, sock, stack)
         if admin is not None:
+            for service in found:
+                service.has_admin = True
             aside = SilentServer(_settings(admin_app(found), options))
             task = asyncio.create_task(aside.serve([admin]), name="beluga-voice admin")
             stack.push_async_callback(_stopped, aside, task)
