@@ -1,7 +1,8 @@
 """beluga-voice: production voice sessions from speech providers chosen by name.
 
 The main nouns: a `Chain` of stages (vad, turn, stt, your agent, tts), a `Session` that runs it over a transport, a
-`SessionManager` that keeps many of them, and the kinds (`stt`, `tts`, `vad`, `turn`, `agent`, `s2s`, `transport`, `store`, `processor`), each with `new(name, **options)`.
+`SessionManager` that keeps many of them, and the kinds (`stt`, `tts`, `vad`, `turn`, `agent`, `s2s`, `transport`, `store`,
+`processor`), each with `new(name, **options)`.
 """
 
 from . import agent, audio, errors, frames, processor, s2s, store, stt, transport, tts, turn, vad

@@ -26,7 +26,7 @@ HEARD_MS = 320.0
 LITTLE_MS, LITTLE_ALIKE = 64.0, 0.8  # of so little sound so much likeness is asked,
 MUCH_MS, MUCH_ALIKE = 280.0, 0.5  # of so much, so much
 FAINTEST = 4.0  # steps of 16-bit audio: below, there is nothing to compare
-QUIET = 0.05  # of the loudest part, in amplitude: less does not count as sound
+QUIET = 0.15  # of the loudest part, in amplitude: less does not count as sound
 
 Samples = NDArray[np.float64]
 
@@ -71,8 +71,9 @@ class EchoEar:
 def likeness(heard: Samples, played: Samples) -> float:
     """How alike (0..1) `heard` is to the part of `played` most like it, loudness left out of account."""
     own = float(heard @ heard)
-    if len(played) < len(heard) or own < len(heard) * FAINTEST**2:
+    if own < len(heard) * FAINTEST**2:
         return 0.0
+    played = np.concatenate((np.zeros(len(heard)), played))  # it may have begun only just now
     size = 1 << (len(played) + len(heard)).bit_length()
     spectrum = np.fft.rfft(played, size) * np.conj(np.fft.rfft(heard, size))
     products = np.fft.irfft(spectrum, size)[: len(played) - len(heard) + 1]

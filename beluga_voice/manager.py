@@ -28,10 +28,10 @@ from ._streams import Tasks
 from .admission import Admission, ManagerOptions, Slot
 from .chain import Chain
 from .clock import Clock
-from .errors import DuplicateSessionError, SessionClosedError, SessionNotFoundError
+from .errors import DuplicateSessionError, OptionError, SessionClosedError, SessionNotFoundError
 from .events import SessionEvent
 from .keeping import LEASE_MS, Keeper
-from .options import build
+from .options import build, nearest
 from .reconnect import Breaker
 from .session import Session
 from .settings import SessionOptions
@@ -88,6 +88,7 @@ class SessionManager:
         if not isinstance(chain, Chain) and not callable(chain):
             raise TypeError(f"SessionManager: chain is {chain!r}; expected a Chain, or a function that chooses one")
         of_limits = {field.name for field in attrs.fields(ManagerOptions)}
+        _check_names(settings, of_limits | {field.name for field in attrs.fields(SessionOptions)})
         self.options: SessionOptions = _changed(options or SessionOptions(), settings, lambda name: name not in of_limits)
         self.limits: ManagerOptions = _changed(limits or ManagerOptions(), settings, lambda name: name in of_limits)
         self.chain, self.store = chain, store
@@ -409,6 +410,14 @@ class SessionManager:
                 if slot.keeper is not None:
                     slot.keeper.beat()
             await self.cleanup_idle(self.options.idle_timeout_ms)
+
+
+def _check_names(settings: Mapping[str, Any], known: set[str]) -> None:
+    for name in settings:
+        if name not in known:
+            close = nearest(name, sorted(known))
+            hint = f"did you mean {close!r}? " if close else ""
+            raise OptionError(f"SessionManager has no setting {name!r}; {hint}It takes: {', '.join(sorted(known))}")
 
 
 def _changed(options: Any, settings: Mapping[str, Any], mine: Callable[[str], bool]) -> Any:

@@ -5,7 +5,7 @@ usage: python benchmarks/bench_barge_in.py FOLDER [option=value ...]     FOLDER 
 Silero, Moonshine and espeak in simulated time; the recogniser is charged the CPU time it took (its wall
 time on an idle machine is less: it uses two cores). The agent says a text of some
 twenty seconds; the caller comes in at a random point of it. Onsets are the labels' (conversations), else where the sound comes
-within 25 dB of its loud parts and stays there. Backchannels are spoken by synthetic voices: the folder holds none. Options are
+within 20 dB of its loud parts and stays there (recordings too noisy to tell are left out). Backchannels are spoken by synthetic voices: the folder holds none. Options are
 those of [barge_in], and silero.<option> those of the VAD. Times are at the line; the network's way to the caller comes on top.
 """
 
@@ -181,10 +181,14 @@ def levels(sound: Sound) -> Sound:
     return np.sqrt(np.mean(frames**2, axis=1) + 1e-9)
 
 
-def onset_ms(sound: Sound) -> float:
-    loud = levels(sound) > np.percentile(levels(sound), 95) * 10 ** (-25 / 20)
+def onset_ms(sound: Sound) -> float | None:
+    """Where speech begins; None where the recording is too noisy to tell."""
+    level = levels(sound)
+    loud = level > np.percentile(level, 95) * 10 ** (-20 / 20)
+    if np.percentile(level, 10) > np.percentile(level, 95) * 10 ** (-30 / 20):
+        return None
     stays = [at for at in range(len(loud) - 12) if loud[at] and loud[at : at + 12].mean() >= 0.9]
-    return 10.0 * (stays[0] if stays else 0)
+    return 10.0 * stays[0] if stays else None
 
 
 def utterances(folder: Path) -> Iterator[tuple[str, Sound, float]]:
@@ -198,7 +202,8 @@ def utterances(folder: Path) -> Iterator[tuple[str, Sound, float]]:
         if row["kind"] == "speech" and row["transcript_confidence"] == "high" and float(row["seconds"]) < 12:
             sound = levelled(samples(read(folder / "audio" / f"{row['id']}.flac", RATE_HZ).pcm))
             onset = onset_ms(sound)
-            yield row["id"], sound[: round((onset + 3_000) * 16)], onset
+            if onset is not None:
+                yield row["id"], sound[: round((onset + 3_000) * 16)], onset
 
 
 def spoken(texts: tuple[str, ...]) -> Iterator[tuple[str, Sound, float]]:
@@ -211,7 +216,7 @@ def spoken(texts: tuple[str, ...]) -> Iterator[tuple[str, Sound, float]]:
     for name, voice in VOICES:
         for text in texts:
             sound = levelled(samples(asyncio.run(say(name, voice, text)).pcm))
-            yield text, sound, onset_ms(sound)
+            yield text, sound, onset_ms(np.concatenate((sound, np.zeros(8_000)))) or 0.0
 
 
 def percentiles(values: list[float]) -> str:

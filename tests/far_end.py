@@ -1,4 +1,4 @@
-"""A server of the wire protocol in memory, written from the protocol's text alone: it does as its script says, and keeps books."""
+"""A server of the wire protocol in memory, written from the protocol's text alone: does as its script says, keeps books."""
 
 import asyncio
 import json

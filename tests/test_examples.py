@@ -36,6 +36,7 @@ from beluga_voice.clock import Clock, SimulatedLoop, run_simulated
 from beluga_voice.events import SessionEvent
 from beluga_voice.frames import DTMF, ToolCalled, ToolReturned
 from beluga_voice.options import describe
+from beluga_voice.server import ServerOptions
 from beluga_voice.settings import BargeInOptions, SessionOptions
 from beluga_voice.testing import LoudVAD, ScriptedSTT, hold, quiet, speech
 
@@ -213,6 +214,7 @@ def titled_tables():
     session = [one for one in describe(SessionOptions) if one.name != "barge_in"]
     yield "`[session]`", option_table([*session, *describe(config.ManagerOptions)])
     yield "`[barge_in]`", option_table(describe(BargeInOptions))
+    yield "`[server]`", option_table(describe(ServerOptions))
     for kind in (vad, turn, stt, agent, tts, processor):
         for name in kind.names():
             told = kind.describe(name)

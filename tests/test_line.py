@@ -720,15 +720,16 @@ class TestResuming:
 
     @in_simulated_time
     async def test_messages_of_the_break_are_no_flood(self):
-        """What a caller typed while the line was away comes in one burst, outside the pace."""
-        line, far, back = new_line(messages_burst=5), Far(), Far()
+        """What a caller typed while the line was away comes in one burst, outside the pace, as much as a caller keeps."""
+        line, far, back = new_line(messages_burst=5, max_events=30), Far(), Far()
         far.put(None)
         await line.serve(far)
         async with on(line, back, resume=resume()) as session:
             for seq in range(50):
                 back.say("dtmf", seq=seq, digit="1")
             await asyncio.sleep(1)
-            assert len(session.taken) == 50
+            assert len(session.taken) == 35
+            assert line.counters["messages_over_pace"] == 15
 
     @in_simulated_time
     async def test_the_newest_wins(self):

@@ -23,6 +23,7 @@ __all__ = ["main"]
 COMMANDS = {
     "talk": ("beluga_voice.cli.talk:talk", "Hold a whole conversation over a recorded caller."),
     "serve": ("beluga_voice.cli.serve:serve", "Answer calls over WebSockets, with a web page."),
+    "call": ("beluga_voice.cli.call:call", "Call a server with a recording or the microphone."),
     "say": ("beluga_voice.cli.say:say", "Speak a text into a sound file."),
     "transcribe": ("beluga_voice.cli.transcribe:transcribe", "Write down what is said in a sound file."),
     "providers": ("beluga_voice.cli.providers:providers", "Show which providers are installed."),

@@ -97,9 +97,11 @@ class Call(AsyncIterator[dict[str, Any]]):
     """A call that survives the loss of its line; made by `connect`.
 
     Iterating gives what the server says, as dicts of the protocol ("state", "transcript", "reply", ...), and
-    `{"type": "line", "state": ...}` of the client's own: "connected", "lost", "retrying", "resumed" (with `gap_ms`, `moved`,
-    `events_lost`, `unsent_lost`), "behind", "gap", "garbage", "ended". It ends when the call does. At most 1,000 wait to be read; then
-    the oldest are dropped and counted.
+    `{"type": "line", "state": ...}` of the client's own: "connected"; "lost" and "retrying" with a `reason`; "resumed" with
+    `gap_ms`, `moved` (the old line was still up), `events_lost` (the server could not send everything again) and
+    `unsent_lost` (messages of ours that fell out of the window); "behind" with `unsent_lost`; "gap" with `missing`;
+    "garbage" with a `message`; "ended". It ends when the call does. At most 1,000 wait to be read; then the oldest are
+    dropped and counted.
 
     Attributes:
         session_id: the server's name for the session.

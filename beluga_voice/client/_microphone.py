@@ -85,9 +85,7 @@ class Microphone:
         try:
             import sounddevice
         except ImportError as error:
-            raise ConfigError(
-                f"the microphone needs sounddevice ({error}); pip install 'beluga-voice[microphone]'"
-            ) from None
+            raise ConfigError(f"the microphone needs sounddevice ({error}); pip install 'beluga-voice[microphone]'") from None
         except OSError as error:
             raise ConfigError(f"the microphone needs PortAudio ({error}); on Debian: apt install libportaudio2") from None
         kinds = (
@@ -97,9 +95,7 @@ class Microphone:
         for make, device, rate_hz, callback in kinds:
             block = rate_hz * BLOCK_MS // 1000
             try:
-                stream = make(
-                    samplerate=rate_hz, blocksize=block, device=device, channels=1, dtype="int16", callback=callback
-                )
+                stream = make(samplerate=rate_hz, blocksize=block, device=device, channels=1, dtype="int16", callback=callback)
                 self._streams.append(stream)
                 stream.start()
             except (sounddevice.PortAudioError, ValueError) as error:
