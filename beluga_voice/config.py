@@ -36,18 +36,17 @@ session, barge_in, vad, turn, stt, agent, tts, s2s, processor, store, server
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from . import _imports, _registry, agent, s2s, store, stt, tts, turn, vad
+from . import _imports, _registry, store
+from ._contracts import checked, own, sort_of
 from ._toml import Path, TomlFile, read_text, shown
 from .admission import ManagerOptions
-from .chain import Chain, FrameProcessor
-from .engine import Engine
+from .chain import Chain
 from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError, UnknownProviderError
 from .options import build, nearest
 from .server.options import ServerOptions
@@ -56,22 +55,9 @@ from .settings import BargeInOptions, SessionOptions
 __all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads", "server_options"]
 
 DEFAULTS = {"vad": "silero", "turn": "silence", "stt": "moonshine", "agent": "rules", "tts": "espeak"}
-CONTRACTS: dict[str, type] = {
-    "vad": vad.VAD,
-    "turn": turn.TurnDetector,
-    "stt": stt.STT,
-    "agent": agent.Agent,
-    "tts": tts.TTS,
-    "s2s": s2s.S2S,
-}
-TABLES = ("session", "barge_in", *CONTRACTS, "processor", "store", "server")
+KINDS = ("vad", "turn", "stt", "agent", "tts", "s2s")
+TABLES = ("session", "barge_in", *KINDS, "processor", "store", "server")
 WITH_STAND_BYS = ("stt", "tts")
-EXPECTED = {
-    "agent": "an async function or an agent.Agent",
-    "processor": "an object with process(frames, context)",
-    "store": "a store.SessionStore",
-    **{kind: f"a {kind}.{contract.__name__}" for kind, contract in CONTRACTS.items() if kind != "agent"},
-}
 
 
 @attrs.frozen(eq=False)
@@ -202,7 +188,7 @@ class _Reader:
                 continue
             if _is_tables(value):
                 raise self._error((name,), f"[[{name}]] is a list of tables; there is one {name}: write [{name}]")
-            raise self._error((name,), f"{name!r} is {_sort(value)}; expected a table: write [{name}]")
+            raise self._error((name,), f"{name!r} is {sort_of(value)}; expected a table: write [{name}]")
 
     def _unknown_table(self, name: str, value: Any) -> ConfigError:
         if name in _options_of(SessionOptions, ManagerOptions) or not isinstance(value, (dict, list)):
@@ -231,7 +217,7 @@ class _Reader:
         return [((kind, at), table) for at, table in enumerate(value)]
 
     def _all_places(self) -> list[tuple[Path, dict[str, Any]]]:
-        return [place for kind in (*CONTRACTS, "processor") for place in self._places(kind)]
+        return [place for kind in (*KINDS, "processor") for place in self._places(kind)]
 
     def _provider(self, kind: str) -> str:
         places = self._places(kind)
@@ -281,7 +267,7 @@ class _Reader:
         if name is None:
             raise self._error(path, f'{shown(path)} has no provider; add a line like provider = "{_example(kind)}"')
         if not isinstance(name, str) or not name:
-            got = _sort(name) if name != "" else "empty"
+            got = sort_of(name) if name != "" else "empty"
             message = f"{shown(path)} provider is {got}; expected a provider's name, like {_example(kind)!r}"
             raise self._error((*path, "provider"), message)
         return name
@@ -301,10 +287,10 @@ class _Reader:
         owner, _, bare = name.rpartition(":")
         is_module = all(part.isidentifier() for part in owner.split("."))
         if is_module and not any((owner, bare) == (one.distribution, one.name) for one in registry.providers(kind)):
-            made = _own(kind, name, _imports.load(name, self.folders), given)
+            made = own(kind, name, _imports.load(name, self.folders), given)
         else:
             made = registry.new(kind, name, given)
-        return _checked(kind, name, made)
+        return checked(kind, name, made)
 
     # --- joining -----------------------------------------------------------------------------------------------------
 
@@ -352,7 +338,7 @@ class _Reader:
             raise self._error(path, f'{shown(path)} has {got}; write one of them, like before = "vad"')
         anchor = self.file.filled(table[given[0]], (*path, given[0]))
         if not isinstance(anchor, str):
-            message = f"{shown((*path, given[0]))} is {_sort(anchor)}; expected a kind or a processor's name"
+            message = f"{shown((*path, given[0]))} is {sort_of(anchor)}; expected a kind or a processor's name"
             raise self._error((*path, given[0]), message)
         return given[0], anchor
 
@@ -383,45 +369,12 @@ class _Reader:
         return self._error((*path, *about[:1]), told, OptionError if isinstance(error, OptionError) else ConfigError)
 
 
-def _own(kind: str, name: str, target: Any, given: Mapping[str, Any]) -> Any:
-    """What the user's own `target` stands for: a class or factory is called with the options, an object is itself."""
-    if isinstance(target, Engine):
-        return target.with_options(**given)
-    is_function = inspect.isroutine(target) and not inspect.iscoroutinefunction(target) and kind != "agent"
-    if isinstance(target, type) or is_function:
-        if hasattr(target, "Options"):
-            build(target.Options, given, f"{kind} {name!r}")
-        return target(**given)
-    if given:
-        raise OptionError(f"{kind} {name!r} takes no options, but is given option {next(iter(given))!r}; remove it")
-    return target
-
-
-def _checked(kind: str, name: str, made: Any) -> Any:
-    """The stage or engine, if it is one of that kind."""
-    expected: type = store.SessionStore if kind == "store" else CONTRACTS.get(kind, FrameProcessor)
-    if isinstance(made, expected) and not isinstance(made, type) and kind != "agent":
-        return made
-    if kind != "agent":
-        raise ConfigError(f"{name!r} is {_sort(made)}, which is no {kind}; expected {EXPECTED[kind]}")
-    if not callable(made) and not isinstance(made, agent.Agent):
-        raise ConfigError(f"{name!r} is {_sort(made)}, which is no agent; expected {EXPECTED[kind]}")
-    try:
-        return agent.as_frame_processor(made)
-    except TypeError as error:
-        raise ConfigError(f"{name!r}: {error}") from error
-
-
 def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _options_of(*classes: type[Any]) -> list[str]:
     return [field.name for options in classes for field in attrs.fields(options) if field.name != "barge_in"]
-
-
-def _sort(value: Any) -> str:
-    return f"of type {type(value).__name__}"
 
 
 def _example(kind: str) -> str:

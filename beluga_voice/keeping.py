@@ -29,7 +29,7 @@ class Keeper:
     Args:
         store: where it is kept.
         session: whose state.
-        epoch: what the claim gave.
+        epoch: what the claim gave; None: the session is still to be claimed, which is tried before each saving.
         ttl_ms: how long the state outlives its last saving.
         tasks: who owns the saving.
         counters: what failed, by name.
@@ -41,7 +41,7 @@ class Keeper:
         self,
         store: SessionStore,
         session: Session,
-        epoch: int,
+        epoch: int | None,
         *,
         ttl_ms: float,
         tasks: Tasks,
@@ -73,7 +73,7 @@ class Keeper:
         self._session.settle()
         if self._session.snapshot().seq > self._kept_seq:
             self.save_soon()
-        if not self._beating and not self.fenced:
+        if not self._beating and not self.fenced and self._epoch is not None:
             self._beating = True
             self._tasks.spawn(self._renew(), f"renew {self._session.session_id}")
 
@@ -86,7 +86,7 @@ class Keeper:
         try:
             if self._session.end_reason == "drain":
                 await self._save_once()
-            else:
+            elif self._epoch is not None:
                 await self._store.delete(self._session.session_id, self._epoch)
         except Exception:
             self._counters["store_failed"] += 1
@@ -111,7 +111,12 @@ class Keeper:
 
     async def _save_once(self) -> None:
         snapshot = self._session.snapshot()
-        if not await self._store.save(snapshot.session_id, self._epoch, snapshot.to_bytes(), ttl_ms=self._ttl_ms):
+        if self._epoch is None:
+            claim = await self._store.claim(snapshot.session_id, lease_ms=LEASE_MS)
+            self._epoch = claim.epoch if claim is not None else None
+        if self._epoch is None or not await self._store.save(
+            snapshot.session_id, self._epoch, snapshot.to_bytes(), ttl_ms=self._ttl_ms
+        ):
             self._lose()
             return
         self._kept_seq = snapshot.seq
@@ -119,6 +124,7 @@ class Keeper:
             self._session.line.covered(snapshot.seq)
 
     async def _renew(self) -> None:
+        assert self._epoch is not None
         try:
             if not await self._store.renew(self._session.session_id, self._epoch, lease_ms=LEASE_MS):
                 self._lose()

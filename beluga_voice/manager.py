@@ -217,7 +217,7 @@ class SessionManager:
         except BaseException:
             await line.aclose()
             raise
-        return await self._start(slot, line, metadata or {}, hello)
+        return await self._start(slot, line, metadata or {}, hello, named=bool(session_id))
 
     async def resume(self, session_id: str, connect: Callable[[Snapshot], Transport]) -> Session:
         """The session of that id, to go on with: the living one, or from the store what another process kept of it.
@@ -283,6 +283,8 @@ class SessionManager:
         metadata: Mapping[str, Any],
         hello: Mapping[str, Any] | None,
         snapshot: Snapshot | None = None,
+        *,
+        named: bool = True,
     ) -> Session:
         """Make the session in its slot and run it; what fails on the way leaves nothing behind."""
         try:
@@ -303,9 +305,8 @@ class SessionManager:
                 clock=self._clock,
             )
             if self.store is not None:
-                claim = await self._claim(self.store, slot.session_id, force=snapshot is not None)
-                if claim is not None:
-                    keeper.append(self._keeper(self.store, session, claim))
+                epoch = await self._claim(self.store, slot.session_id, force=snapshot is not None) if named else None
+                keeper.append(self._keeper(self.store, session, epoch))
             slot.listeners = (*(made(session) for made in self._listeners), *(one.on_event for one in keeper))
         except BaseException:
             self._admission.leave(slot)
@@ -377,20 +378,20 @@ class SessionManager:
             raise SessionNotFoundError(f"session {session_id!r} cannot be read: {error}") from error
 
     async def _claim(self, store: SessionStore, session_id: str, *, force: bool) -> int | None:
-        """Own the session in the store; None when the store is out of reach: the call goes on without being kept."""
+        """Own the session in the store; None when the store is out of reach: the call begins, and is claimed later."""
         try:
             claim = await store.claim(session_id, lease_ms=LEASE_MS, force=force)
         except Exception as error:
             if force:
                 raise
             self.counters["store_failed"] += 1
-            log.warning("session %s is not kept: %s", session_id, error)
+            log.warning("session %s is not kept for now: %s", session_id, error)
             return None
         if claim is None:
             raise DuplicateSessionError(f"a session {session_id!r} lives in another process; resume it with its token")
         return claim.epoch
 
-    def _keeper(self, store: SessionStore, session: Session, epoch: int) -> Keeper:
+    def _keeper(self, store: SessionStore, session: Session, epoch: int | None) -> Keeper:
         return Keeper(
             store,
             session,

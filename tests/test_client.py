@@ -339,6 +339,22 @@ class TestLostLine:
         assert far.session.heard_audio == b"".join(map(pcm, range(600)))
         assert 10_000 <= far.dialled_ms[1] - far.dialled_ms[0] <= 10_600
 
+    def test_a_try_that_hangs_is_given_up_and_closed(self):
+        """A server that takes the hello and says nothing costs 5 s, and no socket."""
+
+        async def main():
+            far = FarEnd(Plan(), Plan(silent_after=0))
+            async with connect(far) as call:
+                await asyncio.sleep(3)
+                far.session.wire.cut()
+                await asyncio.sleep(10)
+                assert call.is_up
+                return far.dialled_ms, far.wires[1].aborted
+
+        dialled_ms, gone = simulated(main)
+        assert 5_000 <= dialled_ms[2] - dialled_ms[1] <= 5_250
+        assert gone
+
     def test_what_falls_out_of_the_window_is_counted(self):
         """More audio than the window holds drops the oldest, and says how much."""
 
@@ -725,18 +741,22 @@ class TestPlaying:
         assert played["ms"] == pytest.approx(since_ms, abs=0.1)
 
     def test_the_end_is_reported_though_it_came_while_the_line_was_down(self):
-        """After a resume the place is told anew."""
+        """Playing ends between the hello and the welcome of a resume: it is told after it."""
 
         async def main():
-            far = FarEnd()
+            far = FarEnd(latency_ms=40)
             async with connect(far):
+                await asyncio.sleep(3)
                 far.session.tell(pcm(1, 3_200))
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.03)
                 far.session.wire.cut()
                 await asyncio.sleep(3)
-                return [told for told in far.session.reports if told["type"] == "played"][-1]
+                played = [told for told in far.session.reports if told["type"] == "played"]
+                return far.hellos[1]["resume"]["played"]["ms"], played
 
-        assert simulated(main) == {"type": "played", "seq": 0, "ms": 100.0}
+        before_ms, played = simulated(main)
+        assert before_ms < 100
+        assert played == [{"type": "played", "seq": 0, "ms": 100.0}]
 
     def test_more_than_10_s_is_dropped_and_counted(self):
         """Nobody listens, and the server sends on."""

@@ -204,6 +204,8 @@ def option_table(options):
 def _toml(value):
     if value is None:
         return "none"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, (bool, str)):
         return str(value).lower() if isinstance(value, bool) else f'"{value}"'
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,7 +19,7 @@ LAYERS = {
         *("_spans", "_turn_spans", "_instruments"),
         *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission"),
     ),
-    "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_imports", "__main__"),
+    "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "_imports", "__main__"),
 }
 PLACE = {module: number for number, modules in enumerate(LAYERS.values()) for module in modules}
 FRONT_DOOR = "__init__"

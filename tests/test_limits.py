@@ -30,6 +30,8 @@ DEFAULTS = {
     "max_turn_ms": 30_000,
     "idle_timeout_ms": 60_000,
     "max_session_ms": 3_600_000,
+    "resumed_lead_ms": 500,
+    "resume_window_ms": 30_000,
     "cancel_grace_ms": 100,
     "max_stuck": 8,
     "close_timeout_ms": 5_000,
@@ -99,6 +101,42 @@ class TestAtTheLimit:
         usual, this = (call.agent for call in calls)
         assert this.strip(b"\0") == usual.strip(b"\0")
         assert calls[1].turns[0].heard_text == "You said one."
+
+    def test_resumed_lead_ms(self):
+        """Over a line that came back more is sent ahead: the next break may come soon."""
+
+        async def main():
+            first, second = MemoryTransport(), MemoryTransport()
+            session = Session(chain(), first, SessionOptions(greeting="word " * 20))
+            running = asyncio.create_task(session.run())
+            await asyncio.sleep(1)
+            first.lose()
+            await asyncio.sleep(0.1)
+            await session.reattach(second)
+            await asyncio.sleep(1)
+            sent_ms = sum(len(frame.pcm) for _, frame in second.sent) / 32
+            ahead_ms = sent_ms - second.played_ms
+            second.hang_up()
+            await running
+            return ahead_ms
+
+        assert 440 <= run_simulated(main()) <= 500
+
+    @pytest.mark.parametrize("window_ms", [0, 2_000])
+    def test_resume_window_ms(self, window_ms):
+        """A lost line has so long to come back; then the session ends as lost."""
+
+        async def main():
+            line, events = MemoryTransport(), []
+            session = Session(chain(), line, SessionOptions(resume_window_ms=window_ms), listeners=[events.append])
+            running = asyncio.create_task(session.run())
+            await asyncio.sleep(1)
+            line.lose()
+            return await running, events[-1].at_ms
+
+        reason, at_ms = run_simulated(main())
+        assert reason == "lost"
+        assert at_ms == pytest.approx(1_000 + window_ms, abs=10)
 
     def test_max_reply_audio_ms(self):
         """The voice waits, the reply is whole."""

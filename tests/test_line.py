@@ -845,6 +845,21 @@ class TestAnotherProcess:
             assert back.of("ack")[-1] == {"type": "ack", "seq": 8, "safe_seq": 6}
 
     @in_simulated_time
+    async def test_what_is_lost_is_told_until_it_is_known(self):
+        """A welcome that may not have arrived is said again with all that it had to tell."""
+        line = WireLine(hello(resume=resume("x", received_seq=5)), saved={}, received_seq=3)
+        told = []
+        for says in (False, True, False):
+            far = Far()
+            came = resume("x", received_seq=6 if told[1:] else 5)
+            async with on(line, far, resume=came, history=[Message("user", "a")], takes=False):
+                if says:
+                    far.say("ack", seq=6)
+                await asyncio.sleep(0.1)
+                told.append((far.got[0][1]["events_lost"], len(far.of("history"))))
+        assert told == [(True, 1), (True, 1), (False, 0)]
+
+    @in_simulated_time
     async def test_wrong_tokens_stay_wrong(self):
         """What was never issued opens nothing there either."""
         line = WireLine(hello(resume=resume("x")), saved=new_line().saved())

@@ -583,6 +583,23 @@ class TestStore:
         assert [message.text for message in snapshot.history if message.role == "user"] == ["one", "typed"]
         assert first.counters["store_failed"] > 0
 
+    def test_a_call_that_began_while_the_store_was_down_is_kept_later(self):
+        """It is claimed as soon as the store is there."""
+
+        async def main():
+            kept = FrozenStore()
+            kept.down = True
+            async with SessionManager(chain(), store=kept) as manager:
+                session = await manager.create(line(), session_id="s")
+                await CLOCK.sleep_ms(3_000)
+                kept.down = False
+                await CLOCK.sleep_ms(6_000)
+                return session.state, await kept.get("s")
+
+        state, kept = run_simulated(main())
+        assert state == "listening"
+        assert Snapshot.from_bytes(kept).session_id == "s"
+
     def test_a_session_that_ended_cannot_be_resumed(self):
         """It was said goodbye to: the store has forgotten it."""
 

@@ -339,6 +339,24 @@ class TestRefusal:
 
         run(main())
 
+    @pytest.mark.parametrize(
+        "part", ["GET / HTTP/1.1\r\nHost:", "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+    )
+    def test_nor_the_next_one_or_a_body(self, part):
+        """On a connection that has served one already, and for a body that never ends."""
+
+        async def main():
+            async with serving(options=ServerOptions(hello_timeout_ms=200)) as (url, _):
+                reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"200" in await reader.readline()
+                writer.write(part.encode())
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
+
+        run(main())
+
     @pytest.mark.parametrize("limit", ["max_handshakes", "max_handshakes_per_ip"])
     def test_handshakes_in_flight_are_bounded(self, limit):
         """Those who have not said hello hold few places; when one is free again the next gets in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import inspect
 import json
@@ -160,7 +161,11 @@ async def _new_ticket(request: Request) -> Response:
     if service.manager.draining:
         return _refused(503, "the server is going away; ask another one", {"Retry-After": "1"})
     try:
-        asked = _asked(await request.body())
+        async with asyncio.timeout(service.options.hello_timeout_ms / 1000.0):
+            body = await request.body()
+        asked = _asked(body)
+    except TimeoutError:
+        return _refused(408, "the body did not come in time")
     except ValueError as error:
         return _refused(400, str(error))
     grant = await _authenticated(request, service.options, asked)

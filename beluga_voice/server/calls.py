@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
 from .. import wire
 from ..errors import (
@@ -68,7 +68,7 @@ async def call(websocket: WebSocket) -> None:
         return
     except Exception:
         log.exception("a call failed; its caller is told 4500")
-        if not websocket.application_state:
+        if websocket.application_state is WebSocketState.CONNECTING:
             await websocket.accept()
         await peer.close(INTERNAL, "internal error; the server's log has more")
 

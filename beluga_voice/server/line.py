@@ -225,7 +225,7 @@ class WireLine(Transport):
             link.stamp(history_message(history))
         link.acked(received_seq)
         here.cursor = link.first_seq
-        self._events_lost, self._history_seq = False, None
+        self._events_lost = lost
         played_seq = resume.played_seq if resume is not None and resume.played_seq >= 0 else None
         self._head.attach(now_ms, received_seq, played_seq, 0.0 if resume is None else resume.played_ms)
         if resume is not None:
@@ -288,6 +288,7 @@ class WireLine(Transport):
                 if not here.proven:
                     here.proven = True
                     self.tokens.confirm()
+                    self._events_lost, self._history_seq = False, None  # it has the welcome that told of it
                 if isinstance(heard, wire.AudioMessage):
                     await self._hearing.audio(here, heard, now_ms)
                     here.heard_ms = self._clock.now_ms()

@@ -13,6 +13,7 @@ __all__ = ["Peer"]
 
 CLOSE_TIMEOUT_MS = 2_000.0
 HUNG_UP = 1000
+YIELD_EVERY = 4
 
 
 class Peer:
@@ -25,6 +26,7 @@ class Peer:
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
         self.hung_up = False
+        self._sent = 0
 
     async def receive(self) -> str | bytes | None:
         """The next message; None once the caller is gone."""
@@ -44,6 +46,9 @@ class Peer:
         Raises:
             LineLost: the caller is gone, or the socket was closed.
         """
+        self._sent += 1
+        if self._sent % YIELD_EVERY == 0:
+            await asyncio.sleep(0)  # a send that need not wait gives way to nobody, not even to the news that the peer is gone
         try:
             if isinstance(message, str):
                 await self._websocket.send_text(message)

@@ -21,7 +21,7 @@ from .options import ServerOptions
 from .origins import is_loopback
 from .service import Service
 
-__all__ = ["PromptConnection", "Server", "SilentServer", "address", "bound", "check_address", "running", "serve"]
+__all__ = ["PromptConnection", "Server", "Settings", "SilentServer", "address", "bound", "check_address", "running", "serve"]
 
 log = logging.getLogger("beluga_voice.server")
 
@@ -97,10 +97,10 @@ async def _serve(app: Any, sock: socket.socket, admin: socket.socket | None, rea
         if admin is not None:
             for service in found:
                 service.has_admin = True
-            aside = SilentServer(_settings(admin_app(found), options))
+            aside = SilentServer(Settings(admin_app(found), options))
             task = asyncio.create_task(aside.serve([admin]), name="beluga-voice admin")
             stack.push_async_callback(_stopped, aside, task)
-        server = Server(_settings(app, options), found, ready)
+        server = Server(Settings(app, options), found, ready)
         await server.serve([sock])
         if server.hurried:
             stack.pop_all()  # the end of the loop cancels what is left
@@ -129,7 +129,7 @@ async def running(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncIter
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(sock.close)
         await _start(found, sock, stack)
-        server = SilentServer(_settings(app, found[0].options))
+        server = SilentServer(Settings(app, found[0].options))
         task = asyncio.create_task(server.serve([sock]), name="beluga-voice server")
         stack.push_async_callback(_stopped, server, task)
         for service in found:
@@ -156,39 +156,50 @@ async def _stopped(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
     await task
 
 
-def _settings(app: Any, options: ServerOptions) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=type("Connection", (PromptConnection,), {"request_timeout_ms": options.hello_timeout_ms}),
-        ws="websockets-sansio",
-        ws_max_size=wire.MAX_BYTES,
-        ws_ping_interval=None,
-        ws_ping_timeout=None,
-        ws_per_message_deflate=False,
-        log_config=None,
-        server_header=False,
-        forwarded_allow_ips=list(options.trusted_proxies),
-        backlog=BACKLOG,
-        lifespan="auto",
-    )
+class Settings(uvicorn.Config):
+    """uvicorn's settings, as live audio needs them."""
+
+    def __init__(self, app: Any, options: ServerOptions) -> None:
+        super().__init__(
+            app,
+            http=PromptConnection,
+            ws="websockets-sansio",
+            ws_max_size=wire.MAX_BYTES,
+            ws_ping_interval=None,
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
+            log_config=None,
+            server_header=False,
+            forwarded_allow_ips=list(options.trusted_proxies),
+            backlog=BACKLOG,
+        )
+        self.request_timeout_ms = options.hello_timeout_ms
 
 
 class PromptConnection(H11Protocol):
-    """A connection that must bring a request in time: uvicorn alone would wait for its first byte for ever."""
-
-    request_timeout_ms = 5_000.0
+    """A connection that must bring each request in time: uvicorn alone would wait for its headers for ever."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(self.request_timeout_ms / 1000.0, self._give_up)
+        self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        self._deadline.cancel()
+        self._expect_request()
+        super().on_response_complete()
+
+    def _expect_request(self) -> None:
+        assert isinstance(self.config, Settings)
+        self._deadline = self.loop.call_later(self.config.request_timeout_ms / 1000.0, self._give_up)
+
     def _give_up(self) -> None:
-        # With a request there is a cycle; a WebSocket has taken the transport over.
-        if self.cycle is None and self.transport.get_protocol() is self:
+        # A request under way has a cycle; a WebSocket has taken the transport over.
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.transport.get_protocol() is self:
             self.transport.abort()
 
 

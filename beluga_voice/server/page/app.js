@@ -160,7 +160,7 @@ function showState(state, note = "") {
   document.body.dataset.state = state;
   let hint = HINTS[state] ?? "Nothing is recorded by this page.";
   if (call?.muted && state !== "reconnecting") hint = "You are muted.";
-  else if (call?.push && (state === "listening" || state === "connected")) hint = "Hold the button, or the space bar, while you speak.";
+  else if (call?.push && (state === "listening" || state === "connected")) hint = "Hold the button or the space bar while you speak.";
   $("hint").textContent = hint;
   $("stop").disabled = state !== "responding";
 }
@@ -169,8 +169,9 @@ function showControls() {
   const inCall = call !== null;
   $("call").querySelector("span").textContent = inCall ? "Hang up" : "Start";
   $("call").classList.toggle("in-call", inCall);
-  $("call").classList.toggle("small", inCall && call.push);
-  $("talk").hidden = !(inCall && call.push && call.microphone);
+  const pushing = Boolean(call?.push && call.microphone);
+  $("controls").classList.toggle("pushing", pushing);
+  $("talk").hidden = !pushing;
   $("mute").disabled = !inCall || call.push || !call.microphone;
   $("mute").setAttribute("aria-pressed", String(Boolean(call?.muted)));
   for (const id of ["text", "send", "cut"]) $(id).disabled = !inCall;

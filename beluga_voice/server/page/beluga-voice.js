@@ -23,14 +23,14 @@ export const SUBPROTOCOL = "beluga.voice.v1";
 
 const LOST_CODES = new Set([1001, 1006, 1012]);
 const FULL = 1013;
-const GIVEN_UP = "could not be reached again";
 
-/** Periods and bounds in ms. The first four are the protocol's. */
+/** Periods and bounds in ms. The first three are the protocol's; the fourth is told by the welcome. */
 const TIMING = Object.freeze({
   pingEveryMs: 5_000,
   silenceMs: 10_000,
   ackEveryMs: 1_000,
   resumeWindowMs: 30_000,
+  connectMs: 10_000, // a new call that nobody has taken by then is given up
   attemptMs: 5_000, // a connection that has not said welcome by then is tried anew
   firstDelayMs: 250, // of the exponential back-off, after a first try at once
   maxDelayMs: 10_000,
@@ -205,7 +205,8 @@ export class VoiceClient extends EventTarget {
     const now = performance.now();
     this.#lostAtMs ??= now;
     const lostForMs = now - this.#lostAtMs;
-    if (lostForMs > this.#timing.resumeWindowMs) return this.#end(1006, GIVEN_UP);
+    const patience = this.#resume === null ? this.#timing.connectMs : this.#timing.resumeWindowMs;
+    if (lostForMs > patience) return this.#end(1006, "the server cannot be reached");
     if (this.#resume !== null) this.#tell("reconnecting", { attempt: this.#attempt, lostForMs, moving });
     const most = Math.min(this.#timing.maxDelayMs, this.#timing.firstDelayMs * 2 ** this.#attempt);
     const wait = delayMs ?? (this.#attempt === 0 ? 0 : Math.random() * most);

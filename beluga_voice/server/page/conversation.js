@@ -162,7 +162,7 @@ export class Conversation {
     const bar = element("div", "bar");
     bar.setAttribute("aria-hidden", "true");
     const legend = element("figcaption", "parts");
-    legend.append(element("b", "", `${seconds(wholeMs)} to the answer`));
+    legend.append(element("b", "", `Waited ${seconds(wholeMs)}`));
     for (const [part, name] of PARTS) {
       const piece = element("span", `part ${part}-part`);
       piece.style.flexGrow = spent[part];
