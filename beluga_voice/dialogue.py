@@ -72,6 +72,7 @@ class Dialogue:
         on_finished: told the record of each finished turn.
         end: closes the session with a reason.
         line_failed: told the error when the line cannot be spoken over.
+        snapshot: what to go on from.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Dialogue:
         on_finished: Callable[[TurnRecord], None],
         end: Callable[[str], None],
         line_failed: Callable[[Exception], None],
+        snapshot: Snapshot | None = None,
     ) -> None:
         self._context, self._options = context, options
         self._now_ms, self._offset_ms, self._tell, self._on_finished, self._end = now_ms, offset_ms, tell, on_finished, end
@@ -128,6 +130,9 @@ class Dialogue:
         self._ear = EchoEar() if options.barge_in.enabled and options.barge_in.echo_guard else None
         self._says = Says(options.max_says)
         self._saying: Say | None = None
+        if snapshot is not None:
+            self.history.messages, self._turns = snapshot.history, snapshot.turns
+            self.heard_seq = self._done_seq = snapshot.seq
         self._handlers: dict[type, Callable[[Any], None]] = {
             SpeechProbability: self._guard,
             SpeechSuspected: self._guard,
@@ -168,8 +173,6 @@ class Dialogue:
         """The line is open: greet, or listen; with a `snapshot`, go on from there."""
         self._open = True
         if snapshot is not None:
-            self.history.messages, self._turns = snapshot.history, snapshot.turns
-            self.heard_seq = self._done_seq = snapshot.seq
             self.mouth.hold()
             self.move(Happening.READY)
             if snapshot.pending:

@@ -133,6 +133,7 @@ class Session:
             on_finished=self._turn_finished,
             end=self.close,
             line_failed=self._line_failed,
+            snapshot=snapshot,
         )
 
     # --- what everybody may ask --------------------------------------------------------------------------------------

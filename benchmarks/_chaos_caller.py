@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import attrs
-from _chaos_words import FIRST, WORD_MS, read, runs, spoken
+from _chaos_words import FIRST, WORD_SAMPLES, read, runs, spoken
 from _chaos_wire import Wire
 
 from beluga_voice import client
@@ -21,6 +21,7 @@ FRAME_MS = 40
 FRAME_BYTES = 32 * FRAME_MS
 WORDS_EACH = 600  # numbers for one caller's words
 PATIENCE_S = 60.0
+EXPLAIN = ('"reply_start"', '"pause"', '"continue"', '"clear"', '"welcome"')
 
 
 @attrs.define
@@ -32,10 +33,11 @@ class Utterance:
 
 @attrs.define
 class Arrival:
-    """When a reply's audio came, and how long it lasts."""
+    """When a piece of a reply's audio came, and how long it lasts; `first` after anything that explains a gap."""
 
     at_ms: float
     audio_ms: float
+    first: bool
 
 
 class Caller:
@@ -59,6 +61,7 @@ class Caller:
         self.doing = "dialling"
         self.mute = self.stop = False
         self.call: client.Call | None = None
+        self.outages: list[tuple[float, float]] = []
         self._next_word = FIRST + number % ((32_000 - FIRST) // WORDS_EACH) * WORDS_EACH
         self._script = bytearray()
         self._answers: set[int] = set()
@@ -120,6 +123,14 @@ class Caller:
                 while call.queued_ms > 0 and call.close_code is None:
                     await asyncio.sleep(FRAME_MS / 1000)
 
+    def cut_short(self) -> None:
+        """What was not said yet of the last utterance will not be."""
+        unsaid = len(self._script)
+        self._script.clear()
+        utterance = self.said[-1]
+        whole = len(utterance.words) - unsaid // (2 * WORD_SAMPLES)
+        del utterance.words[whole:]
+
     async def _microphone(self, call: client.Call) -> None:
         next_ms = wall_ms()
         with suppress(BelugaVoiceError):
@@ -170,29 +181,25 @@ class Watched:
     """The client's socket, with a note of when audio came."""
 
     def __init__(self, socket: _socket.Socket, caller: Caller) -> None:
-        self._socket, self._caller = socket, caller
+        self._socket, self._caller, self._first = socket, caller, True
         self.send, self.close, self.abort = socket.send, socket.close, socket.abort
 
     async def receive(self) -> str | bytes | _socket.Closed:
         got = await self._socket.receive()
         if isinstance(got, bytes):
-            self._caller.arrivals.append(Arrival(wall_ms(), (len(got) - 4) / 32))
+            self._caller.arrivals.append(Arrival(wall_ms(), (len(got) - 4) / 32, self._first))
+            self._first = False
+        elif isinstance(got, str) and any(name in got for name in EXPLAIN):
+            self._first = True
         return got
 
 
-def late_ms(arrivals: list[Arrival]) -> list[float]:
-    """By how much each piece of audio came after the one before it was played out, where a reply was going on.
-
-    A piece that comes more than 500 ms after the sound ran out begins another reply.
-    """
+def late_ms(arrivals: list[Arrival], from_ms: float = 0.0, until_ms: float = float("inf")) -> list[float]:
+    """By how much each piece of audio came after the one before it was played out: gaps that a caller hears, in ms."""
     gaps, empty_ms = [], 0.0
     for piece in arrivals:
         gap_ms = piece.at_ms - empty_ms
-        if 0 < gap_ms < 500.0:
-            gaps.append(gap_ms)
+        if not piece.first and from_ms <= piece.at_ms < until_ms:
+            gaps.append(max(0.0, gap_ms))
         empty_ms = max(empty_ms, piece.at_ms) + piece.audio_ms
     return gaps
-
-
-def speech_ms(words: int) -> int:
-    return words * WORD_MS

@@ -167,7 +167,7 @@ class Caller:
         self._at = 0
         self._speak_s = float("inf")
         self._ended_s = self._onset_s = 0.0
-        self._waiting = self._fresh = self._early = False
+        self._waiting = self._fresh = self._replying = self._early = False
         self._wants_pause = self._wants_clear = False
         self._ends_s = 0.0  # when what was received is played
         self._total_s = 0.0
@@ -208,7 +208,7 @@ class Caller:
         self._saying, self._at, self._speak_s = self.load.say(self.rng), 0, float("inf")
         self._waiting = self._early = False
         self._onset_s = now - FRAME_S  # a frame is sent when its last sample was spoken
-        self._wants_pause = self._wants_clear = self._ends_s > now + 0.4
+        self._wants_pause = self._wants_clear = self._replying
         self.load.seen.counts["barge_ins"] += self._wants_pause
         return self._saying
 
@@ -296,7 +296,7 @@ class Caller:
             return
         self.received_seq = int(told[told.rindex(b":") + 1 : -1]) + 1
         if told.startswith(b'{"type":"reply_start"'):
-            self._fresh = True
+            self._fresh = self._replying = True
         elif told.startswith(b'{"type":"pause"'):
             if self._wants_pause:
                 self._wants_pause = False
@@ -313,6 +313,7 @@ class Caller:
             self._paused_s, self._ends_s, self._early = None, 0.0, False
             self._pieces.clear()
         elif told.startswith(b'{"type":"reply_end"'):
+            self._replying = False
             if self._saying is None and b'"interrupted":false' in told:
                 self._speak_s = min(self._speak_s, max(now, self._ends_s) + self.rng.uniform(0.3, 1.0))
         elif told.startswith(b'{"type":"error"'):

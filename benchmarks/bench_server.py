@@ -61,9 +61,10 @@ class Server:
         return self.log.read()
 
     @property
-    def cpu_s(self) -> float:
+    def cpu_s(self) -> tuple[float, float]:
+        """Its own and the kernel's for it."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_A_S
+        return int(fields[11]) / TICKS_A_S, int(fields[12]) / TICKS_A_S
 
     @property
     def rss_kb(self) -> float:
@@ -111,15 +112,16 @@ def step(load: Load, server: Server, callers: int, seconds: float, settle: float
     load.seen = seen = Seen()
     load.run(lambda: time.perf_counter() > began + seconds)
     took = time.perf_counter() - began
-    cpu, own = (server.cpu_s - cpu_s) / took, (time.process_time() - own_s) / took
+    user, kernel = ((now - then) / took * 100 for now, then in zip(server.cpu_s, cpu_s))
+    own = (time.process_time() - own_s) / took * 100
     live, counts = load.live, seen.counts
     late = counts["underruns"] - counts["underruns_ours"]
     print(
         f"{live:4d} calls: sent late {shares(seen.sending, 0.5, 0.99)} | answer {shares(seen.answer, 0.5, 0.95, 0.99, less=TURN_END_MS)}"
         f" of {len(seen.answer)} | underruns {late} of {len(seen.margin)}, to spare {share(seen.margin, 0.001):.0f}"
         f" | pause {shares(seen.pause, 0.5, 0.95)}, clear {shares(seen.clear, 0.5, 0.95)} of {counts['barge_ins']}"
-        f" | pong {shares(seen.pong, 0.5, 0.99)} | cpu {cpu * 100:.0f} %, {cpu * 100 / max(live, 1):.3f} a session"
-        f" (callers' own {own * 100:.0f} %) | rss {server.rss_kb / 1024:.0f} MB, {(server.rss_kb - empty_kb) / max(live, 1):.0f} kB a session"
+        f" | pong {shares(seen.pong, 0.5, 0.99)} | cpu {user + kernel:.0f} % (kernel {kernel:.0f}),"
+        f" {(user + kernel) / max(live, 1):.3f} a session (callers' own {own:.0f}) | rss {server.rss_kb / 1024:.0f} MB, {(server.rss_kb - empty_kb) / max(live, 1):.0f} kB a session"
         f" | load {os.getloadavg()[0]:.1f}",
         flush=True,
     )

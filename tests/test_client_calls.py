@@ -7,7 +7,7 @@ import wave
 import pytest
 from websockets.asyncio.server import serve
 
-from beluga_voice import Chain, client, server, tts, turn
+from beluga_voice import Chain, client, server, store, tts, turn
 from beluga_voice.errors import AudioFileError, ConnectFailedError
 from beluga_voice.manager import SessionManager
 from beluga_voice.server.serving import running
@@ -133,6 +133,37 @@ class TestAgainstTheServer:
         assert len(records) == 1
         assert dict(call.counters) == {"resumed": 2}
         assert len(heard) > 16_000
+
+    def test_another_server_takes_the_call_over(self):
+        """The line breaks while the caller speaks, and leads to another server with the same store: no word is lost."""
+
+        async def main():
+            kept = store.new("memory")
+            async with (
+                serving(store=kept) as (url, network, _),
+                serving(store=kept) as (_url, other, manager),
+                client.connect(url) as call,
+            ):
+                await call.send_text("first things first")
+                events = await until(call, "reply_end")
+                sound = speech(800) + quiet(500)
+                for number, at in enumerate(range(0, len(sound), 640)):
+                    await call.send_audio(sound[at : at + 640])
+                    await asyncio.sleep(0.02)
+                    if number == 15:
+                        network.port = other.port
+                        network.cut()
+                events += await until(call, "reply_end")
+                (session,) = manager.sessions
+                assert session.session_id == call.session_id
+            return events, call
+
+        events, call = asyncio.run(main())
+        assert [event["events_lost"] for event in events if event.get("state") == "resumed"] == [True]
+        assert [event["type"] for event in events].count("history") == 1
+        replies = [event["heard_text"] for event in events if event["type"] == "reply_end"]
+        assert replies == ["You said first things first.", "You said hello there."]
+        assert call.end_reason == "bye"
 
     def test_the_server_closes_idle_callers(self):
         """The close code and its meaning come through."""

@@ -289,16 +289,22 @@ def happenings():
     ]
     for call in calls:
         yield from call.events
-    yield from run_simulated(pressing(chain(long, "one")))
+    yield from run_simulated(moving(chain(long, "one")))
 
 
-async def pressing(chain):
-    """The events of a call in which the caller presses a key."""
+async def moving(chain):
+    """The events of a call in which the caller presses a key, loses the line and comes back, and the process goes away."""
     told = []
     line = transport.new("memory")
+    session = Session(chain, line, listeners=[told.append])
     Clock().call_later_ms(100, line.push, DTMF("5"))
-    Clock().call_later_ms(300, line.hang_up)
-    await Session(chain, line, listeners=[told.append]).run()
+    Clock().call_later_ms(300, line.lose)
+    running = asyncio.create_task(session.run())
+    await Clock().sleep_ms(500)
+    await session.reattach(transport.new("memory"))
+    await Clock().sleep_ms(500)
+    session.drain(1_000)
+    await running
     return told
 
 

@@ -187,6 +187,10 @@ class PromptConnection(H11Protocol):
         self._deadline.cancel()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._deadline.cancel()  # another protocol has the transport from now on
+        super().handle_websocket_upgrade(event)
+
     def on_response_complete(self) -> None:
         self._deadline.cancel()
         self._expect_request()
@@ -197,9 +201,7 @@ class PromptConnection(H11Protocol):
         self._deadline = self.loop.call_later(self.config.request_timeout_ms / 1000.0, self._give_up)
 
     def _give_up(self) -> None:
-        # A request under way has a cycle; a WebSocket has taken the transport over.
-        waits = self.cycle is None or self.cycle.response_complete
-        if waits and self.transport.get_protocol() is self:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
 

@@ -16,11 +16,16 @@ export class Conversation {
   #replies = new Map(); // reply number -> {line, text, words}
   #pending = []; // typed, and not yet confirmed by the server
   #slowestMs = LEAST_SCALE_MS;
+  #following = true; // the newest is kept in view, unless the reader has scrolled back
 
   /** `root` is filled; `speak(text)` reads out what a person who cannot see it must know. */
   constructor(root, speak) {
     this.#root = root;
     this.#speak = speak;
+    root.addEventListener("scroll", () => {
+      this.#following = root.scrollHeight - root.scrollTop - root.clientHeight < 40;
+    });
+    new ResizeObserver(() => this.#follow()).observe(root);
   }
 
   clear() {
@@ -43,23 +48,24 @@ export class Conversation {
       continue: () => this.#pause(false),
       history: () => this.#history(message.messages),
     }[message.type];
-    if (how) this.#keepingEndInView(how);
+    how?.();
+    this.#follow();
   }
 
   /** A typed turn, shown as not yet arrived until the server repeats it. */
   typed(text) {
-    this.#keepingEndInView(() => {
-      const turn = this.#append(element("article", "turn"));
-      const line = utterance("You", "user pending");
-      line.querySelector(".words").textContent = text;
-      turn.append(line);
-      this.#pending.push({ text, turn });
-    });
+    const turn = this.#append(element("article", "turn"));
+    const line = utterance("You", "user pending");
+    line.querySelector(".words").textContent = text;
+    turn.append(line);
+    this.#pending.push({ text, turn });
+    this.#follow();
   }
 
   /** A line of its own: something that happened to the call. */
   note(text) {
-    this.#keepingEndInView(() => this.#append(element("p", "note", text)));
+    this.#append(element("p", "note", text));
+    this.#follow();
   }
 
   /** The call is over: what was being said will not be told to its end. */
@@ -195,12 +201,8 @@ export class Conversation {
     return child;
   }
 
-  /** Follow the conversation, unless the reader has scrolled back. */
-  #keepingEndInView(change) {
-    const { scrollHeight, scrollTop, clientHeight } = this.#root;
-    const atEnd = scrollHeight - scrollTop - clientHeight < 80;
-    change();
-    if (atEnd) this.#root.scrollTop = this.#root.scrollHeight;
+  #follow() {
+    if (this.#following) this.#root.scrollTop = this.#root.scrollHeight;
   }
 }
 
