@@ -13,8 +13,8 @@ __all__ = ["BargeIn", "Verdict"]
 LOUD = 0.5
 OWN_MS = 64.0  # speech over an echo needs as much to be suspected as speech over quiet
 GOING_ON_MS = 64.0  # speech that dips for less goes on
-EARLIER_MS = 32.0  # the words are asked for so much before they may cut
-ASK_AGAIN_MS = 96.0
+EARLIER_MS = 64.0  # the words are asked for so much before they are needed: longer than a quick recogniser takes
+ASK_AGAIN_MS = 64.0
 LONGEST_HOLD_MS = 5_000.0  # a reply is not kept waiting for longer by speech that has too few words
 
 
@@ -34,9 +34,9 @@ def _no_echo() -> bool:
 class BargeIn:
     """Watches the speech during one reply.
 
-    Suspected speech pauses. Near `min_speech_ms` of it the words so far are asked for; they cut, or hold the decision open while
-    they are but a backchannel. No words after another `words_wait_ms`, or speech longer than any backchannel: it cuts by its
-    length. Speech that ends undecided is judged by all its words. `false_alarm_ms` of quiet after less speech lets the
+    Suspected speech pauses. Before there is `min_speech_ms` of it the words so far are asked for; from then on they cut, or
+    hold the decision open while they are but a backchannel. No words after `words_wait_ms` more, or speech longer than any
+    backchannel: it cuts by its length. Speech that ends undecided is judged by all its words. `false_alarm_ms` of quiet after less speech lets the
     reply go on (at once where nothing of it has sounded yet: then nobody waits for silence to be proven).
 
     Args:

@@ -120,7 +120,7 @@ class Interrupt:
 
 @attrs.frozen
 class WordsFrom:
-    """A wish of the session: the words that matter begin at `at_ms`; what was said before is nobody's (an echo of the reply)."""
+    """A wish of the session: the words that matter begin at `at_ms`; what was said before is nobody's, an echo of the reply."""
 
     at_ms: float
 

@@ -17,19 +17,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack
 from typing import Any
 
-from ._registry import registry
 from ._watch import LoopWatch
+from .announcing import Announcer, Listener
 from .chain import Chain
 from .clock import Clock, Timers
+from .connection import Connection
 from .dialogue import Dialogue
 from .engine import Context
 from .errors import LineLost, ReconnectError, SessionClosedError, SessionError
-from .events import SessionEvent, TurnRecord
+from .events import TurnRecord
 from .frames import EndCall, Failed, Frame, TextDelta, TurnEnded
 from .history import Message
 from .intake import Intake
 from .line import Line, NoLine
-from .reconnect import Breaker, Connect, dial
+from .reconnect import Breaker, Connect
 from .says import Say, SayHandle
 from .settings import SessionOptions
 from .snapshot import Snapshot
@@ -37,8 +38,6 @@ from .state import Happening, SessionState
 from .transport import Transport
 
 __all__ = ["Session"]
-
-Listener = Callable[[SessionEvent], None]
 
 log = logging.getLogger("beluga_voice.session")
 FINAL_STATES = (SessionState.DISCONNECTED, SessionState.ERROR)
@@ -97,8 +96,10 @@ class Session:
         self._line = Line(line) if line is not None else None
         self._snapshot, self._before_hang_up = snapshot, before_hang_up
         self._clock = clock or Clock()
-        self._breaker = breaker or Breaker(clock=self._clock)
-        self._listeners = (*listeners, self._line.notify) if self._line else tuple(listeners)
+        self._announcer = Announcer(
+            self.session_id, (*listeners, self._line.notify) if self._line else listeners, self._now_ms
+        )
+        self._tell = self._announcer.tell
         self._ears = chain.split()[0]
         self._context = Context(
             session_id=self.session_id,
@@ -112,14 +113,20 @@ class Session:
         self._opened_ms: float | None = None
         self._ended: asyncio.Future[str] | None = None
         self._asked: list[str] | None = None
+        self._lost_ms = 0.0
         self._timers = Timers(self._clock)
-        self._reading: asyncio.Timeout | None = None
-        self._failed_line: Exception | None = None
-        self._back: asyncio.Task[None] | None = None
-        self._dialling = False
-        used = self._line or NoLine()
+        used = self._line or Line(NoLine())
         self._intake = Intake(
             used, self._context, self.options, now_ms=self._now_ms, on_caught_up=lambda: self._dialogue.caught_up()
+        )
+        self._connection = Connection(
+            used,
+            self._intake,
+            self._context,
+            self.options,
+            breaker=breaker or Breaker(clock=self._clock),
+            on_lost=self._line_lost,
+            on_back=self._line_back,
         )
         self._dialogue = Dialogue(
             chain,
@@ -132,7 +139,7 @@ class Session:
             tell=self._tell,
             on_finished=self._turn_finished,
             end=self.close,
-            line_failed=self._line_failed,
+            line_failed=self._connection.fail,
             snapshot=snapshot,
         )
 
@@ -243,33 +250,17 @@ class Session:
             ReconnectError: no attempt succeeded, or the breaker is open; the session has ended.
             SessionClosedError: the session ended meanwhile.
         """
-        self._check_live("reconnect")
-        line = self._line
-        if line is None:
-            raise SessionError(f"session {self.session_id} has no line to reconnect")
-        if self.state is not SessionState.RECONNECTING:
-            self._line_failed(LineLost("the line is dialled anew"))
-        self._dialling = True
-        self._timers.cancel("window")
+        self._check_on_line("reconnect")
         try:
-            made = await dial(
-                connect, max_attempts=max_attempts, base_delay_ms=base_delay_ms, clock=self._clock, breaker=self._breaker
-            )
-        except asyncio.CancelledError:
-            self._open_window()
-            raise
+            made = await self._connection.dial(connect, max_attempts, base_delay_ms)
         except ReconnectError as error:
             self._tell("error", -1, stage="line", message=str(error), error=error)
             if self.state is SessionState.RECONNECTING:
                 self._dialogue.move(Happening.ATTEMPTS_EXHAUSTED)
             self.close("error")
             raise
-        finally:
-            self._dialling = False
-        if self.end_reason:
-            if made is not None:
-                await made.aclose()
-            raise SessionClosedError(f"session {self.session_id} ended ({self.end_reason}) while its line was dialled")
+        if self.end_reason and made is not None:
+            await made.aclose()
         await self.reattach(made)
 
     async def reattach(self, line: Transport | None) -> None:
@@ -279,14 +270,10 @@ class Session:
             SessionClosedError: the session has ended.
             ValueError: the rates of `line` are not those of the session.
         """
-        self._check_live("reattach")
-        if self._line is None:
-            raise SessionError(f"session {self.session_id} has no line")
-        if self.state is not SessionState.RECONNECTING:
-            self._line_failed(LineLost("another line took its place"))
-        old = self._line.replace(line or self._line.transport)
+        self._check_on_line("reattach")
+        old = self._connection.replace(line)
         self._dialogue.mouth.rewind()
-        if old is not self._line.transport:
+        if old is not None:
             await self._hang_up(old)
 
     def close(self, reason: str = "closed") -> None:
@@ -378,10 +365,9 @@ class Session:
             providers=providers,
             resumed=self._snapshot is not None,
         )
-        self._call_hook("session_opened")
         if self._snapshot is not None:
             self._intake.back()
-        self._context.tasks.spawn(self._hold_line(line), "line")
+        self._context.tasks.spawn(self._hold_line(), "line")
         self._context.spawn(self._listen(), "ears")
         self._timers.set("length", self.options.max_session_ms, self._too_long)
         self._timers.set("idle", self.options.idle_timeout_ms, self._check_idle)
@@ -394,6 +380,7 @@ class Session:
     async def _finish(self, line: Line) -> None:
         self.end_reason = self.end_reason or "cancelled"
         self._timers.cancel()
+        self._connection.close()
         self._dialogue.stop()
         self._context.inbox.close()
         try:
@@ -438,76 +425,27 @@ class Session:
                 happening = Happening.WINDOW_OVER
             self._dialogue.move(happening)
         self._tell("closed", -1, reason=self.end_reason)
-        self._call_hook("session_closed", reason=self.end_reason)
 
-    # --- its line ----------------------------------------------------------------------------------------------------
+    # --- its line and its ears ---------------------------------------------------------------------------------------
 
-    async def _hold_line(self, line: Line) -> None:
-        """Read the line until the caller hangs up, over every loss of it."""
+    async def _hold_line(self) -> None:
         try:
-            while True:
-                try:
-                    await self._read()
-                    self.close("bye")
-                    return
-                except LineLost as error:
-                    await self._wait_for(line, error)
+            await self._connection.run()
+            self.close("bye")
         except LineLost:
             self.close("lost")
         except Exception as error:
             self._tell("error", -1, stage="line", message=str(error), error=error)
             self.close("error")
 
-    async def _read(self) -> None:
-        """Read until the caller hangs up, or the line is found to have failed.
-
-        Raises:
-            LineLost: the line is lost.
-        """
-        self._failed_line = None
-        try:
-            async with asyncio.timeout(None) as self._reading:
-                await self._intake.read()
-        except TimeoutError:
-            if self._failed_line is None:
-                raise
-            raise self._failed_line from None
-        finally:
-            self._reading = None
-
-    def _open_window(self) -> None:
-        """A lost line has so long to come back."""
-        if self._back is not None:
-            self._timers.set("window", self.options.resume_window_ms, self._back.cancel)
-
-    def _line_failed(self, error: Exception) -> None:
-        """The line was found to have failed by somebody else than its reader: who is woken to deal with it."""
-        if self._reading is not None and self._failed_line is None:
-            self._failed_line = error
-            self._reading.reschedule(asyncio.get_running_loop().time())
-
-    async def _wait_for(self, line: Line, error: LineLost) -> None:
-        """The line is lost: wait until it, or another in its place, is there.
-
-        Raises:
-            LineLost: it did not come back in time.
-        """
-        lost_ms = self._now_ms()
-        self._intake.lost()
+    def _line_lost(self, error: LineLost) -> None:
+        self._lost_ms = self._now_ms()
         self._dialogue.line_lost()
-        self._back = back = self._context.tasks.spawn(line.reattached(), "line back")
-        if not self._dialling:
-            self._open_window()
         self._tell("line_lost", -1, message=str(error))
-        await asyncio.wait({back})
-        self._back = None
-        self._timers.cancel("window")
-        if back.cancelled():
-            raise error
-        back.result()
-        self._intake.back()
+
+    def _line_back(self) -> None:
         self._dialogue.line_back()
-        self._tell("resumed", -1, kind="hot", gap_ms=round(self._now_ms() - lost_ms, 3))
+        self._tell("resumed", -1, kind="hot", gap_ms=round(self._now_ms() - self._lost_ms, 3))
 
     async def _listen(self) -> None:
         """Run the ears; if a stage crashes they are rebuilt, once."""
@@ -549,35 +487,10 @@ class Session:
     def _now_ms(self) -> float:
         return 0.0 if self._opened_ms is None else self._clock.now_ms() - self._opened_ms
 
-    def _tell(self, name: str, turn: int, **data: Any) -> None:
-        event = SessionEvent(name, self._now_ms(), turn, data)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.exception("session %s: a listener failed on %s", self.session_id, name)
-        if name == "state":
-            self._call_hook("state_changed", old=data["old"], new=data["state"])
-        elif name == "transcript":
-            self._call_hook("transcript", text=data["text"], is_final=data["is_final"])
-        elif name == "interrupted":
-            self._call_hook("interrupted", heard_text=data["heard_text"])
-        elif name == "error" and data["error"] is not None:
-            self._call_hook("error", stage=data["stage"], error=data["error"])
-        elif name == "warning":
-            log.warning("session %s: %s", self.session_id, data["message"])
-
     def _turn_finished(self, record: TurnRecord) -> None:
         self.turns.append(record)
         del self.turns[:-1_000]
-        self._tell("turn_finished", record.index, record=record)
-        self._call_hook("turn_finished", turn=record)
-
-    def _call_hook(self, hook: str, **given: Any) -> None:
-        try:
-            getattr(registry.hook, hook)(session_id=self.session_id, **given)
-        except Exception:
-            log.exception("session %s: a plugin's %s hook failed", self.session_id, hook)
+        self._announcer.turn_finished(record)
 
     def _held_loop(self, name: str, held_ms: float) -> None:
         self._context.counters["loop_held"] += 1
@@ -588,3 +501,8 @@ class Session:
     def _check_live(self, what: str) -> None:
         if self.state in FINAL_STATES or self.end_reason:
             raise SessionClosedError(f"session {self.session_id} has ended ({self.end_reason}); {what} needs a live one")
+
+    def _check_on_line(self, what: str) -> None:
+        self._check_live(what)
+        if self._line is None:
+            raise SessionError(f"session {self.session_id} has no line; {what} needs one made with a transport")

@@ -29,9 +29,9 @@ class BargeInOptions:
     min_speech_ms: float = option(200.0, "speech needed to interrupt a reply", at_least=0, at_most=5_000)
     min_words: int = option(0, "words needed to interrupt a reply; 0: any", at_least=0, at_most=20)
     ignore: tuple[str, ...] = option(BACKCHANNELS, "what a caller may say without interrupting; empty: nothing")
-    backchannel_ms: float = option(700.0, "longer speech interrupts, ignored words or not", at_least=0, at_most=5_000)
+    backchannel_ms: float = option(1_000.0, "longer speech interrupts, ignored words or not", at_least=0, at_most=5_000)
     words_wait_ms: float = option(
-        50.0, "more speech than min_speech_ms while its words are waited for; then it interrupts", at_least=0, at_most=5_000
+        0.0, "how much more speech than min_speech_ms may come before its words; then it interrupts", at_least=0, at_most=5_000
     )
     echo_guard: bool = option(True, "the agent's own voice come back does not interrupt")
     false_alarm_ms: float = option(1_000.0, "quiet after suspected speech that lets a reply go on", at_least=0, at_most=10_000)

@@ -81,7 +81,7 @@ class Journal:
                     "counters": dict(session.counters),
                     "line": dict(getattr(session.line, "counters", {})),
                 }
-            elif event.name in ("opened", "resumed", "interrupted", "warning", "line_lost", "turn_heard", "turn_empty"):
+            elif event.name in ("opened", "resumed", "interrupted", "warning", "line_lost", "turn_heard", "turn_empty", "turn_ended", "turn_started", "turn_reopened", "speech_started", "speech_ended", "transcript"):
                 told = {key: value for key, value in event.data.items() if isinstance(value, (str, int, float, bool))}
             else:
                 return

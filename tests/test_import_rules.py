@@ -17,7 +17,7 @@ LAYERS = {
     "running": (
         *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth", "dialogue", "session"),
         *("_spans", "_turn_spans", "_instruments"),
-        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission"),
+        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission", "connection", "announcing"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "_imports", "__main__"),
 }

@@ -22,8 +22,11 @@ export class Conversation {
   constructor(root, speak) {
     this.#root = root;
     this.#speak = speak;
+    let top = 0;
     root.addEventListener("scroll", () => {
-      this.#following = root.scrollHeight - root.scrollTop - root.clientHeight < 40;
+      const atEnd = root.scrollHeight - root.scrollTop - root.clientHeight < 40;
+      this.#following = atEnd || (this.#following && root.scrollTop >= top);
+      top = root.scrollTop;
     });
     new ResizeObserver(() => this.#follow()).observe(root);
   }
