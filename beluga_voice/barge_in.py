@@ -36,8 +36,8 @@ class BargeIn:
 
     Suspected speech pauses. Before there is `min_speech_ms` of it the words so far are asked for; from then on they cut, or
     hold the decision open while they are but a backchannel. No words after `words_wait_ms` more, or speech longer than any
-    backchannel: it cuts by its length. Speech that ends undecided is judged by all its words. `false_alarm_ms` of quiet after less speech lets the
-    reply go on (at once where nothing of it has sounded yet: then nobody waits for silence to be proven).
+    backchannel: it cuts by its length. Speech that ends undecided is judged by all its words. `false_alarm_ms` of quiet after
+    less speech lets the reply go on (at once where nothing of it has sounded yet: nobody waits for silence to be proven).
 
     Args:
         options: the `[barge_in]` table.

@@ -1,7 +1,7 @@
 """What `beluga-voice serve` serves for chaos.py: a recogniser that hears exactly what was said, an agent that says it twice.
 
 The environment says how: CHAOS_JOURNAL (a file that gets a line for each thing that happened), CHAOS_REDIS (a store's address),
-CHAOS_SILENCE_MS, CHAOS_SESSIONS, CHAOS_DRAIN_MS, CHAOS_HANDSHAKES.
+CHAOS_SILENCE_MS, CHAOS_GAP_MS, CHAOS_SESSIONS, CHAOS_RESUME_MS, CHAOS_DRAIN_MS, CHAOS_HANDSHAKES.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def answer(text: str, history: Any) -> AsyncIterator[str]:
         while True:
             yield f"{word} {word + 1} {word + 2}. "
             word = word + 3 if word < 30_000 else 100
-    words = " ".join(str(word) for word, _ in read(text))
+    words = " ".join(dict.fromkeys(str(word) for word, _ in read(text)))  # one that was split by quiet is there twice
     yield f"{words}. " if words else "99. "
     yield f"{words}."
 
@@ -102,6 +102,8 @@ def new_manager(journal: Journal) -> SessionManager:
         store=store.new("redis", url=redis) if redis else None,
         listeners=[journal.of],
         max_sessions=int(os.environ.get("CHAOS_SESSIONS", "300")),
+        line_gap_ms=float(os.environ.get("CHAOS_GAP_MS", "1000")),
+        resume_window_ms=float(os.environ.get("CHAOS_RESUME_MS", "30000")),
         drain_timeout_ms=float(os.environ.get("CHAOS_DRAIN_MS", "25000")),
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 import attrs
-from _chaos_words import FIRST, WORD_SAMPLES, read, runs, spoken
 from _chaos_wire import Wire
+from _chaos_words import FIRST, WORD_SAMPLES, read, runs, spoken
 
 from beluga_voice import client
 from beluga_voice.client import _socket
@@ -61,13 +62,14 @@ class Caller:
         self.doing = "dialling"
         self.mute = self.stop = False
         self.call: client.Call | None = None
-        self.outages: list[tuple[float, float]] = []
+        self.marks: list[tuple[float, str]] = []  # when the line was cut, and how
         self._next_word = FIRST + number % ((32_000 - FIRST) // WORDS_EACH) * WORDS_EACH
         self._script = bytearray()
         self._answers: set[int] = set()
         self._reply_of: dict[int, set[int]] = {}
         self._news = asyncio.Event()
         self._hearing = 0
+        self.unsafe = 0  # how many of our messages the server's store did not cover when it last told
 
     # --- the call ----------------------------------------------------------------------------------------------------
 
@@ -189,6 +191,9 @@ class Watched:
         if isinstance(got, bytes):
             self._caller.arrivals.append(Arrival(wall_ms(), (len(got) - 4) / 32, self._first))
             self._first = False
+        elif isinstance(got, str) and '"safe_seq"' in got:
+            told = json.loads(got)
+            self._caller.unsafe = told["seq"] - told["safe_seq"]
         elif isinstance(got, str) and any(name in got for name in EXPLAIN):
             self._first = True
         return got

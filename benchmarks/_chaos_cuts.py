@@ -100,9 +100,22 @@ def tell(books: Books, *lines: str) -> None:
         print(f"  ! and {len(books.notes) - 40} more")
 
 
+def line_log(callers: Sequence[Caller]) -> None:
+    """The last words of clients whose session was lost."""
+    for caller in [one for one in callers if one.end_reason != "bye"][:5]:
+        print(f"  caller {caller.number}, counters {dict(caller.counters)}:")
+        end_ms = caller.line[-1][0] if caller.line else 0.0
+        for at_ms, event in caller.line[-8:]:
+            print(f"    {at_ms - end_ms:8.0f}", {key: value for key, value in event.items() if key not in ("type", "session_id")})
+
+
 def server_log(*served: Served) -> None:
     for one in served:
-        strange = [line for line in one.lines if "draining" not in line and "serving on" not in line]
+        usual = ("draining", "serving on", "held the event loop")
+        strange = [line for line in one.lines if not any(name in line for name in usual)]
+        held = sum("held the event loop" in line for line in one.lines)
+        if held:
+            print(f"  server {one.port}: its loop was held for more than 50 ms {held} times")
         if strange:
             print(f"  server {one.port} wrote {len(strange)} lines; the last:", *strange[-12:], sep="\n    ")
 
@@ -121,22 +134,35 @@ async def cuts(plan: Plan) -> None:
             told = folder.told()
             lines = [line for line in told if line.get("event") == "closed"]
         total = sum((wire.cuts for wire in crowd.wires), start=crowd.wires[0].cuts.__class__())
-        quick = [
-            event["gap_ms"]
-            for caller in crowd.callers
-            for at, event in caller.line
-            if event["state"] == "resumed" and not any(a - 1 <= at <= b + 11_000 for a, b in caller.outages)
-        ]
         books = reckon(crowd.callers, told)
         tell(
             books,
             f"cuts {total.total()} {dict(total)}; noticed {crowd.losses()}, resumed {crowd.resumes()} "
             f"({100 * crowd.resumes() / max(1, crowd.losses()):.2f} %)",
-            times("noticed -> welcome, without an outage", quick),
-            times("noticed -> welcome, all (outages up to 20 s)", crowd.gaps_ms()),
+            *_by_kind(crowd.callers),
+            times("noticed -> welcome, all", crowd.gaps_ms()),
             f"server: {held['counters']}; {_summed(lines)}",
         )
+        line_log(crowd.callers)
         server_log(served)
+
+
+def _by_kind(callers: Sequence[Caller]) -> list[str]:
+    """How long coming back took, by what had happened."""
+    found: dict[str, list[float]] = {}
+    for caller in callers:
+        up_ms = 0.0
+        for at, event in caller.line:
+            if event["state"] == "lost":
+                kind = next((kind for mark_ms, kind in reversed(caller.marks) if mark_ms <= at), "?")
+                kind = kind if kind in ("outage", "handshake") else "cut"
+                if kind == "cut" and at - up_ms < 2_000.0:
+                    kind = "cut again within 2 s"
+            elif event["state"] == "resumed":
+                found.setdefault(kind, []).append(event["gap_ms"])
+            if event["state"] in ("connected", "resumed"):
+                up_ms = at
+    return [times(f"noticed -> welcome, {kind}", values) for kind, values in sorted(found.items())]
 
 
 def _summed(lines: list[dict]) -> dict[str, int]:  # type: ignore[type-arg]
@@ -160,13 +186,12 @@ async def _cutter(caller: Caller, wire: Wire, rounds: int) -> None:
         if not wire.pairs:
             await asyncio.sleep(0.1)
             continue
+        caller.marks.append((_now_ms(), kind))
         if kind == "outage":
-            began_ms = asyncio.get_running_loop().time() * 1000
             wire.outage = True
             done += bool(wire.cut(how))
             await asyncio.sleep(rng.choice((0.3, 1.0, 2.5, 20.0 if rng.random() < 0.3 else 5.0)))
             wire.outage = False
-            caller.outages.append((began_ms, asyncio.get_running_loop().time() * 1000))
         elif kind == "handshake":
             wire.cut_after = rng.randint(1, 1_400)
             done += 1 + bool(wire.cut(how))
@@ -311,6 +336,7 @@ async def _two(plan: Plan, count: int, work: Callable[[Crowd, list[Served], Fold
                 for one in servers:
                     if one.alive:
                         print("server", (await one.look())["counters"])
+                line_log(crowd.callers)
                 server_log(*servers)
 
 

@@ -139,14 +139,14 @@ def keeps_up(seen: Seen, first: Seen) -> bool:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--sessions", type=int, help="one step with so many callers")
+    options.add_argument("--sessions", help="only steps with so many callers, like 200 or 5,10,20")
     options.add_argument("--seconds", type=float, default=15.0, help="how long a step is measured")
     options.add_argument("--settle", type=float, default=4.0, help="how long new callers are not measured")
     options.add_argument("--barge-in", type=float, default=0.25, help="the share of replies that are interrupted")
     options.add_argument("--speech", type=Path, help="recorded speech; the embedded providers answer")
     options.add_argument("--serve", nargs=argparse.REMAINDER, help="what to give `beluga-voice serve` instead")
     told = options.parse_args()
-    steps = (told.sessions,) if told.sessions else STEPS
+    steps = tuple(map(int, told.sessions.split(","))) if told.sessions else STEPS
     if told.speech:
         utterances = recorded(told.speech)
         server = Server(*(told.serve or ()))
@@ -164,7 +164,8 @@ def main() -> None:
             first = first or seen
             if not keeps_up(seen, first):
                 print(f"with {callers} it does not keep up")
-                break
+                if not told.sessions:
+                    break
         load.hang_up()
     finally:
         print("the server's own counts:", dict(server.stop()))

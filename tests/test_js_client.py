@@ -232,6 +232,30 @@ async def test_asked_to_leave_it_comes_back_where_it_is_told_between_two_replies
 
 
 @in_browser
+async def test_asked_to_leave_for_nowhere_it_stays_until_it_is_sent_away(address):
+    async with calling(address, timing={"tickMs": 10}) as (far, _, page, call):
+        await call.welcome(token="one")
+        await call.say({"type": "state", "state": "listening", "turn": 0})
+        await call.say({"type": "goaway", "deadline_ms": 600_000, "resume_token": "away"})
+        await page.until("heard.length === 2")
+        for number in range(1, 20):
+            await speak(page, number)
+        await call.hears("audio", lambda message: message["seq"] == 18)
+        assert not call.gone.is_set()
+        await call.close(1012, "the server is restarting")
+        assert (await far.call()).hello["resume"]["resume_token"] == "away"
+
+
+@in_browser
+async def test_asked_to_leave_it_goes_before_the_deadline(address):
+    async with calling(address) as (far, _, _, call):
+        await call.welcome(token="one")
+        await call.say({"type": "state", "state": "responding", "turn": 0})
+        await call.say({"type": "goaway", "deadline_ms": 100, "resume_token": "away"})
+        assert (await far.call()).hello["resume"]["resume_token"] == "away"
+
+
+@in_browser
 async def test_what_comes_twice_is_ignored_and_what_is_missing_is_counted(address):
     async with calling(address) as (_, _, page, call):
         await call.welcome()

@@ -221,6 +221,7 @@ FRAMING = {
     "text that ends within a character": (frames((TEXT, b"\xce")), 1007),
     "a surrogate as UTF-8": (frames((TEXT, b"\xed\xa0\x80")), 1007),
     "a message over 64 KiB": (frames((BINARY, b"x" * (LARGEST + 1))), 1009),
+    "a length over 64 KiB, before its bytes": (frames((BINARY, b"", {"length": LARGEST + 1})), 1009),
     "a message over 64 KiB, in fragments": (frames((BINARY, b"x" * LARGEST, MORE), (CONTINUED, b"x")), 1009),
     "a length that nobody has": (frames((BINARY, b"", {"length": 2**62})), 1009),
     "a length with its highest bit": (frames((BINARY, b"", {"length": 2**63})), (1002, 1009)),

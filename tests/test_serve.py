@@ -1,6 +1,7 @@
 """`beluga-voice serve` as a process of its own: what it prints, how it ends, and several of it on one port."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -31,8 +32,16 @@ class Shared(MemoryStore):
 async def reply(text, history):
     return text
 
-chain = Chain(LoudVAD(), turn.new("silence"), ScriptedSTT("hello"), reply, tts.new("tone"))
+async def endless(text, history):
+    while True:
+        yield text + " "
+
+def speaking(agent):
+    return Chain(LoudVAD(), turn.new("silence"), ScriptedSTT("hello"), agent, tts.new("tone"))
+
+chain = speaking(reply)
 manager = SessionManager(chain)
+endless = SessionManager(speaking(endless), drain_timeout_ms=3_600_000)
 private = SessionManager(chain, store=MemoryStore())
 shared = SessionManager(chain, store=Shared(), max_sessions=7)
 app = server.app(SessionManager(chain))
@@ -149,22 +158,23 @@ class Call:
         self.socket.send(json.dumps({"type": "text", "seq": self.seq, "text": text}))
         self.seq += 1
 
+    def messages(self):
+        """What is said, until the call ends; a sign of life now and then keeps the line."""
+        for number in itertools.count():
+            if number % 10 == 0:
+                self.socket.send(json.dumps({"type": "ping", "t_ms": number}))
+            message = self.socket.recv(PATIENCE_S)
+            if isinstance(message, str):
+                yield json.loads(message)
+
     def until(self, name):
-        for message in self.socket:
-            if isinstance(message, str) and (told := json.loads(message))["type"] == name:
-                return told
-            if isinstance(message, str) and told["type"] == "ping":
-                self.socket.send(json.dumps({"type": "pong", "t_ms": told["t_ms"]}))
-        raise AssertionError(f"the call ended before {name}")
+        return next(told for told in self.messages() if told["type"] == name)
 
     def ended(self):
         """Everything that is still said, and the code of the end."""
         heard = []
         try:
-            while True:
-                message = self.socket.recv(PATIENCE_S)
-                if isinstance(message, str):
-                    heard.append(json.loads(message))
+            heard.extend(self.messages())
         except ConnectionClosed as closed:
             return heard, closed.rcvd.code if closed.rcvd else 1006
 
@@ -193,16 +203,16 @@ class TestSignals:
 
     def test_the_second_stops_at_once(self, folder):
         """The reply is cut and the process is gone, saying by which signal."""
-        with Served(folder, "serve_app:manager", "--port", "0") as served, Call(served.url) as call:
+        with Served(folder, "serve_app:endless", "--port", "0") as served, Call(served.url) as call:
             call.until("welcome")
-            call.type(LONG * 10)
+            call.type(LONG)
             call.until("reply_start")
             served.process.send_signal(signal.SIGTERM)
             call.until("goaway")
             served.process.send_signal(signal.SIGTERM)
-            heard, _ = call.ended()
+            call.ended()
             assert served.end() == 128 + signal.SIGTERM
-        assert LONG * 10 not in [one.get("heard_text") for one in heard]
+            assert "Traceback" not in "".join(served.lines)
 
     def test_ctrl_c_drains_too(self, folder):
         """With nobody on the line it is over at once."""
@@ -354,9 +364,11 @@ class TestWorkers:
             served.process.kill()
             served.process.wait()
             deadline = time.monotonic() + PATIENCE_S
-            while any(map(is_running, pids)) and time.monotonic() < deadline:
+            while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            assert not any(map(is_running, pids))
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            assert left == []
 
 
 def children(pid):

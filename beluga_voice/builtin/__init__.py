@@ -14,6 +14,7 @@ from .memory_store import MemoryStore, MemoryStoreOptions
 from .memory_transport import MemoryOptions, MemoryTransport
 from .silence_turn import SilenceOptions, SilenceTurn
 from .tone_tts import ToneOptions, ToneTTS
+from .websocket_transport import WebSocketOptions, WebSocketTransport
 
 BELUGA_VOICE_API = 1
 
@@ -47,9 +48,10 @@ def register_tts(register: Register) -> None:
 
 @hookimpl
 def register_transport(register: Register) -> None:
-    """The file and memory transports."""
+    """The file, memory and websocket transports."""
     register("file", FileTransport, summary="a recorded caller; records both sides", options=FileOptions)
     register("memory", MemoryTransport, summary="a line inside this process", options=MemoryOptions)
+    register("websocket", WebSocketTransport, summary="calls a beluga-voice server", options=WebSocketOptions)
 
 
 @hookimpl

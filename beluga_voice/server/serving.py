@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from .. import wire
 from ..errors import ConfigError
@@ -29,6 +30,7 @@ BACKLOG = 2_048
 # A peer that takes nothing and will not close is dropped by the kernel after this.
 UNACKNOWLEDGED_MS = 20_000
 LAST_MOMENT_MS = 1_000.0
+UNTAKEN_MESSAGES = 16
 
 
 def check_address(host: str, options: ServerOptions) -> None:
@@ -163,7 +165,7 @@ class Settings(uvicorn.Config):
         super().__init__(
             app,
             http=PromptConnection,
-            ws="websockets-sansio",
+            ws=SteadyWebSocket,
             ws_max_size=wire.MAX_BYTES,
             ws_ping_interval=None,
             ws_ping_timeout=None,
@@ -203,6 +205,18 @@ class PromptConnection(H11Protocol):
     def _give_up(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
+
+
+class SteadyWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that is read on while a few of its messages wait: uvicorn alone stops and starts reading for each of them."""
+
+    def send_receive_event_to_app(self) -> None:
+        paused = self.read_paused
+        reads_on = self.queue.qsize() < UNTAKEN_MESSAGES
+        self.read_paused = paused or reads_on  # taken for paused, it is not paused
+        super().send_receive_event_to_app()
+        if reads_on:
+            self.read_paused = paused
 
 
 class Server(uvicorn.Server):

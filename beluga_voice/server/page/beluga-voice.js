@@ -45,6 +45,7 @@ export class VoiceClient extends EventTarget {
   #attached = false;
   #resume = null; // {session_id, resume_token} once the server has said welcome
   #url;
+  #leftUrl = null; // where the server was that asked us to leave
   #received = -1;
   #acknowledged = -1;
   #position = null; // how far the agent's voice was played: {seq, ms}
@@ -253,8 +254,12 @@ export class VoiceClient extends EventTarget {
     if (!this.#attached) return;
     if (now - this.#ackedAtMs >= this.#timing.ackEveryMs) this.#acknowledge();
     if (now - this.#sentAtMs >= this.#timing.pingEveryMs) this.#ping();
-    // Asked to leave, it leaves between two replies if it can: nothing is lost either way, but a pause is heard less there.
-    if (this.#leaveAtMs !== null && (now >= this.#leaveAtMs || this.#serverState === "listening")) this.#lost({ moving: true });
+    if (this.#leaveAtMs !== null && (now >= this.#leaveAtMs || this.#mayLeave())) this.#lost({ moving: true });
+  }
+
+  /** Asked to leave, it goes to another server between two replies; from one that names no other it is sent away in time. */
+  #mayLeave() {
+    return this.#url !== this.#leftUrl && this.#serverState === "listening";
   }
 
   // --- what comes in --------------------------------------------------------------------------------------------------
@@ -294,6 +299,7 @@ export class VoiceClient extends EventTarget {
       case "reply_end":
         return this.#acknowledge();
       case "goaway":
+        this.#leftUrl = this.#url;
         this.#resume = { ...this.#resume, resume_token: message.resume_token ?? this.#resume.resume_token };
         this.#url = message.url ?? this.#url;
         this.#leaveAtMs = performance.now() + 0.8 * message.deadline_ms;

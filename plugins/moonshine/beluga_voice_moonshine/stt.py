@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -33,12 +34,19 @@ T = TypeVar("T")
 
 OWNER: Final = "stt 'moonshine'"
 
+STREAMS_A_CORE: Final = 10  # callers who speak a third of the time, with the voice and the server on the same cores
+
 # What the model raises -> what a session is told; the first that fits.
 ERRORS: Final[tuple[tuple[type[Exception], type[ProviderError]], ...]] = (
     (MemoryError, OverloadedError),
     (ValueError, InvalidRequestError),  # audio that is no whole number of samples
     (Exception, ProviderError),  # the engine failed, or its weights do not load: another recogniser may do it
 )
+
+
+def _cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @attrs.frozen
@@ -48,6 +56,9 @@ class MoonshineOptions(Options):
     model_dir: str = option("", "a directory with other Moonshine weights; empty: the packaged tiny English ones")
     arch: str = option("tiny", "what the weights in model_dir are", choices=tuple(ARCHITECTURES))
     threads: int = option(2, "how many utterances are worked on at once; more wait", at_least=1, at_most=64)
+    max_streams: int = option(
+        STREAMS_A_CORE * _cores(), f"sessions it serves at once, by default {STREAMS_A_CORE} a core; 0: no limit", at_least=0
+    )
 
 
 class MoonshineSTT(STT):
@@ -84,6 +95,7 @@ class MoonshineSTT(STT):
         if find_spec("moonshine_voice") is None:
             raise ModuleNotFoundError("run: pip install moonshine-voice==0.1.0", name="moonshine_voice")
         _check_language(self.options)
+        self.max_streams = self.options.max_streams or None
         self._own_model()
 
     def _own_model(self) -> None:
@@ -99,9 +111,17 @@ class MoonshineSTT(STT):
         """
         other = super().with_options(**changes)
         _check_language(other.options)
+        other.max_streams = other.options.max_streams or None
         if _weights(other.options) != _weights(self.options):
             other._own_model()
         return other
+
+    @property
+    def wait_ms(self) -> float:
+        """How long an utterance would wait for a thread now, by how long those before took."""
+        pool = self.pool
+        ahead = pool.waiting - pool.threads + 1
+        return max(ahead, 0) / pool.threads * pool.busy_ms / max(pool.calls, 1)
 
     async def prewarm(self) -> None:
         """Load the model in a thread.

@@ -1,6 +1,7 @@
 """Moonshine by name: transcripts, lifetimes, and a conversation from sound to sound."""
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -15,10 +16,16 @@ moonshine_voice = pytest.importorskip(
 
 from beluga_voice_moonshine.model import ARCHITECTURES  # noqa: E402
 
-from beluga_voice import Audio, Chain, agent, audio, stt, tts, turn, vad  # noqa: E402
+from beluga_voice import Audio, Chain, SessionManager, agent, audio, stt, transport, tts, turn, vad  # noqa: E402
 from beluga_voice.clock import run_simulated  # noqa: E402
-from beluga_voice.errors import BrokenPluginError, InvalidRequestError, OptionError, ProviderError  # noqa: E402
-from beluga_voice.testing import hold, quiet  # noqa: E402
+from beluga_voice.errors import (  # noqa: E402
+    BrokenPluginError,
+    InvalidRequestError,
+    OptionError,
+    ProviderError,
+    SessionLimitError,
+)
+from beluga_voice.testing import LoudVAD, hold, quiet  # noqa: E402
 
 OPENING = "it was the best of times it was the worst of times"
 
@@ -70,8 +77,9 @@ def test_it_is_found_by_name_with_its_options():
         "model_dir": "",
         "arch": "tiny",
         "threads": 2,
+        "max_streams": 10 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
     }
-    assert provider.capabilities == stt.STTCapabilities(sample_rate_hz=16_000)
+    assert provider.capabilities == stt.STTCapabilities(sample_rate_hz=16_000, quick=True)
 
 
 def test_describing_or_making_it_loads_no_engine():
@@ -144,6 +152,48 @@ def test_cancelling_ends_the_wait_at_once_and_leaves_nothing(recording, run):
         assert loaded.transcriber._handle is None
 
     run(main())
+
+
+def test_a_manager_admits_no_more_callers_than_it_can_serve():
+    engine = stt.new("moonshine", max_streams=2)
+    manager = SessionManager(Chain(LoudVAD(), turn.new("silence"), engine, agent.new("echo"), tts.new("tone")))
+
+    async def main():
+        async with manager:
+            for _ in range(2):
+                await manager.create(transport.new("memory"))
+            with pytest.raises(SessionLimitError, match=r"too many on stt 'moonshine'; max_streams is 2") as told:
+                await manager.create(transport.new("memory"))
+            assert told.value.retry_after_ms > 0
+
+    run_simulated(main())
+
+
+def test_it_serves_as_many_as_its_option_says():
+    engine = stt.new("moonshine")
+    assert engine.max_streams == engine.options.max_streams >= 10
+    assert engine.with_options(max_streams=0).max_streams is None
+    assert stt.new("moonshine", max_streams=0).with_options(max_streams=3).max_streams == 3
+
+
+@pytest.mark.parametrize(("thread_count", "calls", "waits"), [(1, 0, 0.0), (1, 1, 1.0), (1, 3, 3.0), (2, 1, 0.0), (2, 4, 1.5)])
+def test_it_tells_how_long_an_utterance_would_wait(opening, thread_count, calls, waits):
+    """`waits` is in utterances as long as those before."""
+
+    async def main():
+        async with stt.new("moonshine", threads=thread_count) as engine:
+            await engine.transcribe(opening)
+            mean_ms = engine.pool.busy_ms / engine.pool.calls
+            go_on = threading.Event()
+            works = [asyncio.create_task(engine.pool.run(go_on.wait)) for _ in range(calls)]
+            await asyncio.sleep(0)
+            wait_ms = engine.wait_ms
+            go_on.set()
+            await asyncio.gather(*works)
+            assert wait_ms == pytest.approx(waits * mean_ms)
+            assert engine.wait_ms == 0.0
+
+    asyncio.run(main())
 
 
 def test_closed_and_used_again_it_is_loaded_anew(opening):
@@ -220,6 +270,7 @@ def test_weights_of_the_users_own_are_used_for_any_language(tmp_path: Path, open
         ({"arch": "base"}, "needs model_dir"),
         ({"arch": "huge"}, "expected one of 'tiny'"),
         ({"threads": 0}, "expected 1 to 64"),
+        ({"max_streams": -1}, "expected at least 0"),
         ({"model": "tiny"}, "did you mean 'model_dir'"),
     ],
 )
