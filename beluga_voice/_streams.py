@@ -230,8 +230,9 @@ class Reaper:
 
     @property
     def full(self) -> bool:
-        """True when as many tasks refuse to stop as are allowed."""
-        return len(self._tasks) >= self.limit
+        """True when as many tasks as are allowed have not stopped within their grace."""
+        now = asyncio.get_running_loop().time()
+        return sum(timer.when() <= now for timer in self._tasks.values()) >= self.limit
 
     def take(self, task: asyncio.Task[Any]) -> None:
         """Cancel `task` and see it out."""

@@ -87,7 +87,8 @@ def _coarse(pcm: bytes, rate_hz: int) -> Samples:
         pcm, rate_hz = resample(Audio(pcm, rate_hz), COARSE_HZ).pcm, COARSE_HZ
     samples = np.frombuffer(pcm, "<i2").astype(np.float64)
     step = rate_hz // COARSE_HZ
-    return samples[: len(samples) // step * step].reshape(-1, step).mean(axis=1)
+    coarse: Samples = samples[: len(samples) // step * step].reshape(-1, step).mean(axis=1)
+    return coarse
 
 
 def _sound_ms(heard: Samples) -> float:

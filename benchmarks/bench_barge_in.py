@@ -6,7 +6,7 @@ Silero, Moonshine and espeak in simulated time; the recogniser is charged the CP
 idle machine the first words of speech take it 21 ms, p95 36). The agent says a text of some twenty seconds; the caller comes in
 at a random point of it. Onsets are the labels' (conversations), else where the sound comes within 20 dB of its loud parts and
 stays there; recordings too noisy to tell are left out. Backchannels are spoken by synthetic voices: the folder holds none.
-Options are those of [barge_in], and silero.<option> those of the VAD. Times are at the line; the network's way to the caller comes on top.
+Options are those of [barge_in], and silero.<option> those of the VAD. Times are at the line; the network comes on top.
 """
 
 from __future__ import annotations

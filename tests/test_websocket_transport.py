@@ -168,6 +168,21 @@ class TestWhatIsSaid:
         assert (before, after) == (300, 400)
         assert (arrived.count(b"\1"), arrived.count(b"\2")) == (300 * 32, 100 * 32)
 
+    def test_closing_frees_whoever_waits_on_a_line_never_opened(self):
+        """There is nothing to wait for."""
+
+        async def main():
+            line = line_to(FarEnd())
+            await line.send(AudioOut(bytes(100 * FRAME), 16_000))
+            waiting = asyncio.create_task(line.send(AudioOut(bytes(FRAME), 16_000)))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            await line.aclose()
+            async with asyncio.timeout(1):
+                await waiting
+
+        simulated(main)
+
     def test_no_more_than_two_seconds_wait(self):
         """Whoever sends more waits for them to be played, or for the call to end."""
 
@@ -391,7 +406,7 @@ class TestItsEnds:
                 await line.aclose()
                 async with asyncio.timeout(5):
                     await task
-            return heard, [wire.aborted for wire in far.wires]
+                return heard, [wire.aborted for wire in far.wires]
 
         assert simulated(main) == ([], [True])
 

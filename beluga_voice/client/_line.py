@@ -31,6 +31,7 @@ MOST_REPORTS = 100
 FEW_UNSENT, MOST_UNSENT_MS = 50, 15_000.0
 FARTHEST_JUMP = 1_000_000
 HANG_UP_S = 1.0
+LAST_TRY_MS = 500.0
 
 
 @attrs.frozen
@@ -203,6 +204,8 @@ class Line:
         attempts = 0
         while True:
             left_ms = until_ms - self._clock.now_ms()
+            if left_ms > LAST_TRY_MS:  # never a wait to the window's end: the server may be back shortly before
+                delay_ms = min(delay_ms, left_ms / 2)
             if delay_ms >= left_ms:
                 await self._clock.sleep_ms(left_ms)
                 return Closed(NO_CLOSE_FRAME, f"the line did not come back in {attempts} attempts; the last: {why.reason}")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -116,6 +117,9 @@ def _guards(scope: Scope) -> dict[str, str]:
     host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
     # Older browsers do not count a WebSocket to the page's own host as 'self'.
     sockets = f" ws://{host} wss://{host}" if _PLAIN_HOST.match(host) else ""
+    elsewhere = urlsplit(scope["app"].state.service.options.public_url)
+    if elsewhere.netloc != host and _PLAIN_HOST.match(elsewhere.netloc):
+        sockets += f" {elsewhere.scheme}://{elsewhere.netloc}"
     return {
         "content-security-policy": (
             "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data:; "

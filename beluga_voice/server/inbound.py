@@ -53,8 +53,12 @@ class Inbound:
         return self._channel.closed
 
     def expect_again(self, ms: float, now_ms: float, within_ms: float) -> None:
-        """The next `ms` of audio, if it comes within `within_ms`, was spoken before: it waits instead of being dropped."""
-        self._again_ms, self._again_until_ms = ms, now_ms + within_ms
+        """The next `ms` of audio, if it comes within `within_ms`, was spoken before: it waits instead of being dropped.
+
+        What was expected and did not come, because the line broke again on its way, is still to come.
+        """
+        left_ms = max(0.0, self._again_ms) if now_ms < self._again_until_ms else 0.0
+        self._again_ms, self._again_until_ms = min(left_ms + ms, max(ms, within_ms)), now_ms + within_ms
 
     async def audio(self, frame: AudioIn, now_ms: float) -> Literal["fine", "over", "broken"]:
         """Take audio; waits only if it is audio sent again, or live audio behind such. The pace's verdict."""

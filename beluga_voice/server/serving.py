@@ -22,7 +22,18 @@ from .options import ServerOptions
 from .origins import is_loopback
 from .service import Service
 
-__all__ = ["PromptConnection", "Server", "Settings", "SilentServer", "address", "bound", "check_address", "running", "serve"]
+__all__ = [
+    "PromptConnection",
+    "Server",
+    "Settings",
+    "SilentServer",
+    "SteadyWebSocket",
+    "address",
+    "bound",
+    "check_address",
+    "running",
+    "serve",
+]
 
 log = logging.getLogger("beluga_voice.server")
 
@@ -248,6 +259,8 @@ class Server(uvicorn.Server):
             drained.cancel()
             hurry.cancel()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the application where it is; as far as there is time, it is closed
+            await self.lifespan.shutdown()
 
     async def _drain(self) -> bool:
         await asyncio.gather(*(service.drain() for service in self._services))
