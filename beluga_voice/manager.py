@@ -219,12 +219,18 @@ class SessionManager:
             raise
         return await self._start(slot, line, metadata or {}, hello, named=bool(session_id))
 
-    async def resume(self, session_id: str, connect: Callable[[Snapshot], Transport]) -> Session:
+    async def resume(
+        self,
+        session_id: str,
+        connect: Callable[[Snapshot], Transport],
+        check: Callable[[Session], object] | None = None,
+    ) -> Session:
         """The session of that id, to go on with: the living one, or from the store what another process kept of it.
 
         Args:
             session_id: which.
             connect: makes the line for what was kept, or raises to refuse it; not called for a session that lives here.
+            check: called with a session that lives here; raises to refuse it.
 
         Raises:
             SessionNotFoundError: it neither lives here nor is kept.
@@ -232,10 +238,12 @@ class SessionManager:
             SessionClosedError: the manager is draining, or was not entered.
         """
         session = self.find(session_id)
-        if session is not None:
-            self.counters["resumed_hot"] += 1
-            return session
         try:
+            if session is not None:
+                if check is not None:
+                    check(session)
+                self.counters["resumed_hot"] += 1
+                return session
             snapshot = await self._kept(session_id)
             line = connect(snapshot)
             try:

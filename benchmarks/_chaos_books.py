@@ -104,6 +104,7 @@ def _replies(
 ) -> None:
     books.interrupted += sum(line["event"] == "interrupted" for line in lines)
     wanted = _samples(text for role, text in history if role == "assistant")
+    warm = any(line["event"] == "resumed" and line["kind"] == "warm" for line in lines)  # it begins an open answer again
     played: Counter[int] = Counter()
     for word, length in caller.played:
         played[word] += length
@@ -115,9 +116,11 @@ def _replies(
             books.reply_words_lost += off <= -0.5
             books.reply_words_clipped += -0.5 < off < 0
             books.reply_words_doubled += off > 0
-            books.notes.append(
-                f"{name}: reply word {word} played {played[word] / WORD_SAMPLES:.2f} times, told {wanted[word] // WORD_SAMPLES}"
-            )
+            if off < 0 or not warm:
+                books.notes.append(
+                    f"{name}: reply word {word} played {played[word] / WORD_SAMPLES:.2f} times, "
+                    f"told {wanted[word] // WORD_SAMPLES}"
+                )
 
 
 def _samples(texts: Iterable[str]) -> Counter[int]:

@@ -117,7 +117,7 @@ async def _churn(served: Served, rng: random.Random, count: int) -> Counter[str]
             how = rng.choice(("rst", "fin", "close"))
             try:
                 async with asyncio.timeout(20.0):
-                    await _abort_at(served.port, stage, how, rng)
+                    await abort_at(served.port, stage, how, rng)
                 done[stage] += 1
             except (OSError, WebSocketException, TimeoutError) as error:
                 done[f"failed: {type(error).__name__}"] += 1
@@ -126,7 +126,7 @@ async def _churn(served: Served, rng: random.Random, count: int) -> Counter[str]
     return done
 
 
-async def _abort_at(port: int, stage: str, how: str, rng: random.Random) -> None:
+async def abort_at(port: int, stage: str, how: str, rng: random.Random) -> None:
     if stage in ("tcp", "request"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         if stage == "request":

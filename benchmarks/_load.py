@@ -291,7 +291,7 @@ class Caller:
         if told.startswith(b'{"type":"welcome"'):
             self.live = True
             self.load.joining -= 1
-            self._speak_s = now + self.rng.uniform(0.3, 3.0)
+            self._speak_s = now + self.rng.uniform(0.3, 7.0)  # a turn takes so long: they are spread
             self.load.begin(self)
             return
         self.received_seq = int(told[told.rindex(b":") + 1 : -1]) + 1

@@ -141,7 +141,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sessions", help="only steps with so many callers, like 200 or 5,10,20")
     options.add_argument("--seconds", type=float, default=15.0, help="how long a step is measured")
-    options.add_argument("--settle", type=float, default=4.0, help="how long new callers are not measured")
+    options.add_argument("--settle", type=float, default=8.0, help="how long new callers are not measured")
     options.add_argument("--barge-in", type=float, default=0.25, help="the share of replies that are interrupted")
     options.add_argument("--speech", type=Path, help="recorded speech; the embedded providers answer")
     options.add_argument("--serve", nargs=argparse.REMAINDER, help="what to give `beluga-voice serve` instead")

@@ -979,6 +979,18 @@ class TestEnds:
         assert [type(task.exception()) for task in waiting] == [type(None), LineLost]
 
     @in_simulated_time
+    async def test_a_caller_who_was_never_heard_is_not_waited_for_long(self):
+        """Connecting and going, again and again, holds no sessions for the whole window."""
+        line, far = new_line(unproven_ms=3_000), Far()
+        async with on(line, far, takes=False):
+            await asyncio.sleep(0.1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(LineLost, match="before they were heard"):
+            await line.reattached()
+        assert loop.time() - began == pytest.approx(3.0)
+
+    @in_simulated_time
     async def test_cancelled_serving_leaves_nothing(self):
         """Cancelled at any moment, serving leaves no task and a line that may be taken up."""
         for steps in range(12):

@@ -412,6 +412,23 @@ class TestEnding:
 
         assert run_simulated(main()) == (1, True, 0)
 
+    def test_who_may_not_come_back_is_counted_as_refused(self):
+        """A check that raises: the living session does not notice."""
+
+        async def main():
+            async with SessionManager(chain()) as manager:
+                session = await manager.create(line(), session_id="s")
+
+                def refuse(found):
+                    assert found is session
+                    raise PermissionError("wrong token")
+
+                with pytest.raises(PermissionError):
+                    await manager.resume("s", lambda snapshot: line(), refuse)
+                return manager.counters["resumed_hot"], manager.counters["resumed_failed"], session.state
+
+        assert run_simulated(main()) == (0, 1, "listening")
+
     def test_a_crash_in_one_session_harms_no_other(self):
         """Its place is given back and the others talk on."""
 

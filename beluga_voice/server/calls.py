@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocket, WebSocketState
@@ -17,7 +16,6 @@ from ..errors import (
     SessionNotFoundError,
     TransportClosed,
 )
-from ..events import SessionEvent
 from ..snapshot import Snapshot
 from .line import UNKNOWN, LineOptions, WireLine
 from .peer import Peer
@@ -27,24 +25,13 @@ from .tickets import Grant, TicketError
 if TYPE_CHECKING:
     from ..session import Session
 
-__all__ = ["HeardLine", "call"]
+__all__ = ["call"]
 
 log = logging.getLogger("beluga_voice.server")
 
 RETRY_AFTER_MS = 1_000.0
 LEAST_WINDOW_MS = 10_000.0  # what was not written yet is kept too, also where no line may come back
 PROTOCOL, UNAUTHORISED, NO_HELLO, GONE, FULL, INTERNAL = 4400, 4401, 4408, 4410, 1013, 4500
-
-
-class HeardLine(WireLine):
-    """A line that passes what it hears of its session on to the server's own listeners."""
-
-    listeners: Sequence[Callable[[SessionEvent], None]] = ()
-
-    def notify(self, event: SessionEvent) -> None:
-        super().notify(event)
-        for listener in self.listeners:
-            listener(event)
 
 
 async def call(websocket: WebSocket) -> None:
@@ -131,7 +118,6 @@ async def _created(service: Service, hello: wire.Hello, grant: Grant) -> tuple[S
         raise _full(error.retry_after_ms) from None
     except SessionClosedError:
         raise _full(RETRY_AFTER_MS) from None
-    line.listeners = service.listeners(session)
     return session, line
 
 
@@ -140,16 +126,19 @@ async def _resumed(service: Service, hello: wire.Hello, session_id: str) -> tupl
 
     Whether it lives or not, a wrong token gets the same answer as an unknown session: guesses learn nothing.
     """
-    made: list[HeardLine] = []
 
     def connect(snapshot: Snapshot) -> WireLine:
         line = _new_line(service, hello, snapshot)
         line.admit(hello)
-        made.append(line)
         return line
 
+    def check(session: Session) -> None:
+        if not isinstance(session.line, WireLine):
+            raise wire.WireError(GONE, UNKNOWN)
+        session.line.admit(hello)
+
     try:
-        session = await service.manager.resume(session_id, connect)
+        session = await service.manager.resume(session_id, connect, check)
     except (SessionNotFoundError, DuplicateSessionError):
         raise wire.WireError(GONE, UNKNOWN) from None
     except SessionLimitError as error:
@@ -157,22 +146,17 @@ async def _resumed(service: Service, hello: wire.Hello, session_id: str) -> tupl
     except SessionClosedError:
         raise _full(RETRY_AFTER_MS) from None
     line = session.line
-    if not isinstance(line, WireLine):
-        raise wire.WireError(GONE, UNKNOWN)
-    if line in made:
-        made[0].listeners = service.listeners(session)
-    else:
-        line.admit(hello)
+    assert isinstance(line, WireLine)
     return session, line
 
 
-def _new_line(service: Service, hello: wire.Hello, snapshot: Snapshot | None = None) -> HeardLine:
+def _new_line(service: Service, hello: wire.Hello, snapshot: Snapshot | None = None) -> WireLine:
     manager = service.manager
     window_ms = max(manager.options.resume_window_ms, LEAST_WINDOW_MS)
     options = LineOptions(has_store=manager.store is not None, window_ms=window_ms)
     if snapshot is None:
-        return HeardLine(hello, options=options)
-    return HeardLine(hello, options=options, saved=snapshot.line, received_seq=snapshot.seq)
+        return WireLine(hello, options=options)
+    return WireLine(hello, options=options, saved=snapshot.line, received_seq=snapshot.seq)
 
 
 def _limits(session: Session) -> dict[str, float]:

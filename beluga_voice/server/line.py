@@ -100,6 +100,7 @@ class WireLine(Transport):
         )
         self._inbound = self._hearing.inbound
         self._paused = False
+        self._proven = saved is not None
         self._clears = 0
         self._teller = Teller()
         self._complained: dict[str, float] = {}
@@ -286,7 +287,7 @@ class WireLine(Transport):
             try:
                 heard = wire.parse_client(message)
                 if not here.proven:
-                    here.proven = True
+                    here.proven = self._proven = True
                     self.tokens.confirm()
                     self._events_lost, self._history_seq = False, None  # it has the welcome that told of it
                 if isinstance(heard, wire.AudioMessage):
@@ -349,7 +350,14 @@ class WireLine(Transport):
         return self._head.played_ms(self._clock.now_ms())
 
     async def reattached(self) -> None:
-        await self._back.wait()
+        if self._proven:
+            await self._back.wait()
+        else:  # nobody who was never heard may hold a session's place for the whole window
+            try:
+                async with asyncio.timeout(self.options.unproven_ms / 1000.0):
+                    await self._back.wait()
+            except TimeoutError:
+                raise LineLost("the caller went before they were heard") from None
         if self._writing.closing is not None:
             raise LineLost("the line was closed")
 

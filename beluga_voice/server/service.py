@@ -6,15 +6,13 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry.trace import NoOpTracerProvider
 
 from ..errors import ConfigError
-from ..events import SessionEvent
 from ..manager import SessionManager
-from ..session import Session
 from ..telemetry import Prometheus, Telemetry, prometheus
 from .counts import PLAIN, counts
 from .options import ServerOptions
@@ -58,7 +56,9 @@ class Service:
         self._stop = asyncio.Event()
         self._told = False
         self._exported, self._telemetry = _metrics()
+        manager.listen(session_log)
         if self._telemetry is not None:
+            manager.listen(self._telemetry.listener)
             self._telemetry.manager(manager)
 
     def share_secret(self, secret: str) -> None:
@@ -135,11 +135,6 @@ class Service:
         local_only = bool(self.local_only) and not self.options.needs_ticket and bool(host)
         origin = origins[0] if origins else None
         return len(origins) < 2 and allowed(origin, host, self.options.origins, secure=secure, local_only=local_only)
-
-    def listeners(self, session: Session) -> tuple[Callable[[SessionEvent], None], ...]:
-        """Who is to hear of a new session: the log of ended sessions, and the metrics."""
-        logged = session_log(session)
-        return (logged,) if self._telemetry is None else (logged, self._telemetry.listener(session))
 
     def metrics(self) -> tuple[bytes, str]:
         """What `GET /metrics` gives, and its content type."""
