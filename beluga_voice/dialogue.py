@@ -338,7 +338,8 @@ class Dialogue:
             aside.speech_end_ms = end_ms
         self._guard(frame)
         if self._turn is not None and self.mouth.reply is None:
-            self._turn.speech_end_ms = end_ms
+            decided_ms = self._turn.ended_ms  # in mid-speech, by a button or a limit
+            self._turn.speech_end_ms = end_ms if decided_ms is None else min(end_ms, decided_ms)
             if self._talked_over and not self._turn.finals:
                 self._tell("turn_empty", self._turn.index)
                 self._turn = None

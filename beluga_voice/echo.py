@@ -64,10 +64,10 @@ class EchoEar:
         heard, voice = _coarse(b"".join(self._heard), self._rate_hz), _coarse(played, sample_rate_hz)
         share = (_sound_ms(heard) - LITTLE_MS) / (MUCH_MS - LITTLE_MS)
         needed = LITTLE_ALIKE + (MUCH_ALIKE - LITTLE_ALIKE) * min(max(share, 0.0), 1.0)
-        return likeness(heard, voice) >= needed
+        return _likeness(heard, voice) >= needed
 
 
-def likeness(heard: Samples, played: Samples) -> float:
+def _likeness(heard: Samples, played: Samples) -> float:
     """How alike (0..1) `heard` is to the part of `played` most like it, loudness left out of account."""
     own = float(heard @ heard)
     if own < len(heard) * FAINTEST**2:

@@ -33,10 +33,11 @@ class SessionEvent:
 class TurnRecord:
     """One finished turn: what was said, heard and answered, and how long each part took.
 
-    Times are in ms since the session began; latencies in ms, None where the part did not happen. Speech ends where the VAD
-    saw it end, less its hangover: `e2e_latency_ms` (end of speech to first audio sent) is the sum of `endpointing_ms`
-    (to the decision), `stt_latency_ms` (to the text), `agent_latency_ms` (to its first words), `tts_latency_ms` (to its
-    first audio) and `send_latency_ms`.
+    Times are in ms since the session began; latencies in ms, None where the part did not happen, or began before the one
+    before it was over (a speech-to-speech model may speak before it tells its words). Speech ends where the VAD saw it end,
+    less its hangover, and never after the decision. `e2e_latency_ms` (end of speech to first audio sent) is the sum of
+    `endpointing_ms` (to the decision), `stt_latency_ms` (to the text), `agent_latency_ms` (to its first words),
+    `tts_latency_ms` (to its first audio) and `send_latency_ms`, where there are all of them.
     """
 
     index: int
@@ -109,4 +110,4 @@ class Turn:
 
 
 def _between(start_ms: float | None, end_ms: float | None) -> float | None:
-    return None if start_ms is None or end_ms is None else round(end_ms - start_ms, 3)
+    return None if start_ms is None or end_ms is None or end_ms < start_ms else round(end_ms - start_ms, 3)

@@ -7,10 +7,12 @@ CHAOS_SILENCE_MS, CHAOS_GAP_MS, CHAOS_SESSIONS, CHAOS_RESUME_MS, CHAOS_DRAIN_MS,
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,10 @@ from beluga_voice.testing import LoudVAD
 from beluga_voice.tts import TTS
 
 STEP_S = 0.05
+NOTED = (
+    *("opened", "resumed", "line_lost", "warning", "interrupted", "transcript", "speech_started", "speech_ended"),
+    *("turn_started", "turn_ended", "turn_reopened", "turn_heard", "turn_empty"),
+)
 
 
 class ExactSTT(STT):
@@ -81,7 +87,7 @@ class Journal:
                     "counters": dict(session.counters),
                     "line": dict(getattr(session.line, "counters", {})),
                 }
-            elif event.name in ("opened", "resumed", "interrupted", "warning", "line_lost", "turn_heard", "turn_empty", "turn_ended", "turn_started", "turn_reopened", "speech_started", "speech_ended", "transcript"):
+            elif event.name in NOTED:
                 told = {key: value for key, value in event.data.items() if isinstance(value, (str, int, float, bool))}
             else:
                 return
@@ -122,12 +128,18 @@ async def watch_loop() -> None:
 watching: list[asyncio.Task[None]] = []
 
 
+def rss_kb() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
+
+
 async def look(request: Request) -> JSONResponse:
     """What this process holds."""
     if not watching:
         watching.append(asyncio.create_task(watch_loop(), name="watch loop"))
     if request.query_params.get("gc"):
         gc.collect()
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that RSS tells what is held
     names: dict[str, int] = {}
     for task in asyncio.all_tasks():
         name = task.get_name().rstrip("0123456789-")
@@ -140,7 +152,7 @@ async def look(request: Request) -> JSONResponse:
             "tasks": len(asyncio.all_tasks()),
             "task_names": names,
             "fds": len(os.listdir("/proc/self/fd")),
-            "rss_kb": int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line).split()[1]),
+            "rss_kb": rss_kb(),
             "objects": len(gc.get_objects()) if request.query_params.get("gc") else 0,
             "sessions": len(manager.sessions),
             "states": [str(one.state.value) for one in manager.sessions],

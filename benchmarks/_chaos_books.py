@@ -39,10 +39,10 @@ class Books:
         return (
             f"sessions {self.sessions}, lost {self.lost_sessions}; turns {self.utterances}, lost {self.turns_lost}, "
             f"unanswered {self.turns_unanswered}\n"
-            f"words said {self.words}: lost {self.words_lost}, clipped {self.words_clipped}, doubled {self.words_doubled}, "
-            f"in another's session {self.foreign}\n"
-            f"reply words told {self.reply_words} (replies interrupted {self.interrupted}): not played {self.reply_words_lost}, "
-            f"clipped {self.reply_words_clipped}, played twice {self.reply_words_doubled}"
+            f"words said {self.words}: lost {self.words_lost}, clipped {self.words_clipped}, "
+            f"doubled {self.words_doubled}, in another's session {self.foreign}\n"
+            f"reply words told {self.reply_words} (replies interrupted {self.interrupted}): "
+            f"not played {self.reply_words_lost}, clipped {self.reply_words_clipped}, played twice {self.reply_words_doubled}"
         )
 
 

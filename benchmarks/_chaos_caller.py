@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110
 """A caller who speaks, waits for the answer, and remembers everything: what was said, what was played, when it came."""
 
 from __future__ import annotations

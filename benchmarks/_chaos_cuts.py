@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110
 """Scenarios of broken lines and dead processes: cuts, roam, dead, mute, kill, drain."""
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def line_log(callers: Sequence[Caller]) -> None:
         print(f"  caller {caller.number}, counters {dict(caller.counters)}:")
         end_ms = caller.line[-1][0] if caller.line else 0.0
         for at_ms, event in caller.line[-8:]:
-            print(f"    {at_ms - end_ms:8.0f}", {key: value for key, value in event.items() if key not in ("type", "session_id")})
+            shown = {key: value for key, value in event.items() if key not in ("type", "session_id")}
+            print(f"    {at_ms - end_ms:8.0f}", shown)
 
 
 def server_log(*served: Served) -> None:
@@ -315,7 +317,10 @@ def _living(servers: Sequence[Served]) -> Callable[[random.Random], tuple[str, i
     return target
 
 
-async def _two(plan: Plan, count: int, work: Callable[[Crowd, list[Served], Folder], Awaitable[None]], **environment: object) -> None:
+Work = Callable[[Crowd, list[Served], Folder], Awaitable[None]]
+
+
+async def _two(plan: Plan, count: int, work: Work, **environment: object) -> None:
     """Two processes over one Redis, with callers in front."""
     with Folder() as folder:
         async with Redis() as redis, AsyncExitStack() as stack:
@@ -329,7 +334,8 @@ async def _two(plan: Plan, count: int, work: Callable[[Crowd, list[Served], Fold
                 kinds = [line["kind"] for line in told if line.get("event") == "resumed"]
                 tell(
                     reckon(crowd.callers, told),
-                    f"lines lost {crowd.losses()}, resumed {crowd.resumes()} (hot {kinds.count('hot')}, warm {kinds.count('warm')})",
+                    f"lines lost {crowd.losses()}, resumed {crowd.resumes()} "
+                    f"(hot {kinds.count('hot')}, warm {kinds.count('warm')})",
                     times("noticed -> welcome", crowd.gaps_ms()),
                     f"closed: {_reasons(told)}",
                 )
@@ -395,7 +401,7 @@ async def drain(plan: Plan) -> None:
             told = folder.told()
             seen = sum(bool(caller.told["goaway"]) for caller in crowd.callers)
         books = reckon(crowd.callers, told)
-        print(f"exit code {code} after {took_ms:.0f} ms; goaway seen by {seen} of {len(crowd.callers)}; closed {_reasons(told)}")
+        print(f"exit code {code} after {took_ms:.0f} ms; goaway seen by {seen} of {len(crowd.callers)}; closed", _reasons(told))
         print(_answers_lost(told))
         books.notes.clear()
         tell(books, "(callers are cut off in mid-speech here: nobody else is there to go to)")

@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110
 """Scenarios of load and abuse: redis-stop, churn, stalled."""
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from beluga_voice import wire
 from beluga_voice.clock import wall_ms
 
 FRAME = bytes(1_280)
-HELLO = {"type": "hello", "sample_rate_hz": 16_000, "output_rate_hz": 16_000, "encoding": "pcm16", "turn_mode": "vad", "metadata": {}}
+RATES = {"sample_rate_hz": 16_000, "output_rate_hz": 16_000}
+HELLO = {"type": "hello", **RATES, "encoding": "pcm16", "turn_mode": "vad", "metadata": {}}
 
 
 # --- redis-stop ------------------------------------------------------------------------------------------------------
@@ -77,22 +79,22 @@ def _safe_lag(callers: list[Caller]) -> int:
 async def churn(plan: Plan) -> None:
     """Connections that are aborted at every stage."""
     cycles = plan.rounds or 10_000
+    warm_up = max(cycles // 10, 100)
     with Folder() as folder:
         async with Served(folder, sessions=2_000, handshakes=500, resume_ms=1_000) as served:
             rng = random.Random(plan.seed)
-            for name, count in (("warming up", max(cycles // 10, 100)), ("cycles", cycles)):
-                if name == "cycles":
-                    before = await _settled(served)
+            held = []
+            for count in (warm_up, *[cycles // 4] * 4):
                 began_ms = wall_ms()
                 how = await _churn(served, rng, count)
-                print(f"{name}: {count} in {(wall_ms() - began_ms) / 1000:.0f} s", dict(how), flush=True)
-                half = count // 2
-            after = await _settled(served)
-            for name in ("tasks", "fds", "rss_kb", "objects", "sessions"):
-                share = 100 * (after[name] / before[name] - 1) if before[name] else float(after[name])
-                print(f"{name}: before {before[name]}, after {after[name]} ({share:+.2f} %)")
-            print("tasks by name:", after["task_names"], "half", half)
-            print("counters:", after["counters"])
+                held.append(await _settled(served))
+                told = ", ".join(f"{name} {held[-1][name]}" for name in ("tasks", "fds", "rss_kb", "objects", "sessions"))
+                print(f"{count} in {(wall_ms() - began_ms) / 1000:.0f} s: {told}; {dict(how)}", flush=True)
+            for name in ("tasks", "fds", "rss_kb", "objects"):
+                grown = [100 * (held[-1][name] / held[at][name] - 1) for at in (0, 1)]
+                print(f"{name}: since the warming up {grown[0]:+.2f} %, since the first quarter {grown[1]:+.2f} %")
+            print("tasks by name:", held[-1]["task_names"])
+            print("counters:", held[-1]["counters"])
         server_log(served)
 
 
@@ -128,7 +130,7 @@ async def _churn(served: Served, rng: random.Random, count: int) -> Counter[str]
 
 async def abort_at(port: int, stage: str, how: str, rng: random.Random) -> None:
     if stage in ("tcp", "request"):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
         if stage == "request":
             writer.write(b"GET /v1/voice HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConn"[: rng.randint(1, 70)])
             await writer.drain()
@@ -136,7 +138,10 @@ async def abort_at(port: int, stage: str, how: str, rng: random.Random) -> None:
             _reset(writer.get_extra_info("socket"))
         writer.transport.abort()
         return
-    socket_ = await connect(f"ws://127.0.0.1:{port}/v1/voice", subprotocols=[wire.SUBPROTOCOL], compression=None, ping_interval=None)
+    url = f"ws://127.0.0.1:{port}/v1/voice"
+    socket_ = await connect(
+        url, subprotocols=[wire.SUBPROTOCOL], compression=None, ping_interval=None, max_queue=None, close_timeout=2
+    )
     try:
         if stage == "upgraded":
             return
@@ -181,15 +186,20 @@ class Rude:
         began_ms = wall_ms()
         url = f"ws://127.0.0.1:{self.port}/v1/voice"
         try:
+            # Little room in the kernel, so that who does not read is felt soon.
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            sock.connect(("127.0.0.1", self.port))
             async with connect(
-                url, subprotocols=[wire.SUBPROTOCOL], compression=None, ping_interval=None, max_queue=None, close_timeout=1
+                url, sock=sock, subprotocols=[wire.SUBPROTOCOL], compression=None, ping_interval=None, max_queue=None, close_timeout=1
             ) as socket_:
                 await socket_.send(wire.text(HELLO))
                 await socket_.recv()
                 await work(self, socket_)
         except ConnectionClosed as error:
             self.ended = f"{error.rcvd.code} {error.rcvd.reason!r}" if error.rcvd else "1006"
-        self.lasted_ms = wall_ms() - began_ms
+        finally:
+            self.lasted_ms = wall_ms() - began_ms
 
     def json(self, name: str, **told: Any) -> str:
         """A numbered message."""
@@ -253,9 +263,10 @@ async def _interrupt_flood(rude: Rude, socket_: ClientConnection) -> None:
 
 
 async def _played_flood(rude: Rude, socket_: ClientConnection) -> None:
-    await rude.flood(
-        socket_, *[lambda: wire.text({"type": "played", "seq": rude.seq, "ms": 1})] * 5, lambda: wire.text({"type": "ack", "seq": 7}), pause_s=0.01
-    )
+    def played() -> str:
+        return wire.text({"type": "played", "seq": rude.seq, "ms": 1})
+
+    await rude.flood(socket_, *[played] * 5, lambda: wire.text({"type": "ack", "seq": 7}), pause_s=0.01)
 
 
 async def _tiny_audio(rude: Rude, socket_: ClientConnection) -> None:

@@ -23,6 +23,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ class Server:
     """`beluga-voice serve` in a process of its own."""
 
     def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "beluga_voice", "serve", "--port", "0", *args]
-        self.log = open(HERE / ".bench_server.log", "w+")  # noqa: SIM115
+        command = [os.environ.get("SERVER_PYTHON", sys.executable), "-m", "beluga_voice", "serve", "--port", "0", *args]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, cwd=HERE, stderr=self.log, env={**os.environ, **(env or {})})
         self.address = self._wait()
 

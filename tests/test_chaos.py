@@ -1,9 +1,11 @@
+# ruff: noqa: ASYNC110
 """Lines that break over real sockets: nothing that was said is lost, doubled or left without an answer.
 
 Small, fixed versions of the scenarios of benchmarks/chaos.py; all of a kind at once, in real time.
 """
 
 import asyncio
+import contextlib
 import importlib
 import json
 import random
@@ -21,7 +23,13 @@ from _chaos_books import reckon
 from _chaos_caller import Caller
 from _chaos_wire import Wire
 
+from beluga_voice import Chain, tts, turn, wire
+from beluga_voice.clock import run_simulated
+from beluga_voice.errors import LineLost
+from beluga_voice.frames import TextIn
 from beluga_voice.server import serving
+from beluga_voice.server.line import WireLine
+from beluga_voice.testing import LoudVAD, ScriptedSTT, hold, quiet
 
 PATIENCE_S = 30.0
 
@@ -49,9 +57,8 @@ class Scene:
 
     async def play(self, *acts):
         """Each caller has one turn before, the act, and one turn after."""
-        async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
-            for act, caller, wire in zip(acts, self.callers, self.wires, strict=True):
-                tasks.create_task(self.part(act, caller, wire))
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(self.part(*one) for one in zip(acts, self.callers, self.wires, strict=True)))
 
     async def part(self, act, caller, wire):
         async with wire:
@@ -114,11 +121,11 @@ def assert_all_is_there(callers, told):
     assert books.reply_words > 0
 
 
-@pytest.mark.parametrize("how", ["rst", "fin"])
-def test_a_cut_at_any_moment_loses_nothing(tmp_path, monkeypatch, how):
+def test_a_cut_at_any_moment_loses_nothing(tmp_path, monkeypatch):
     acts = [
-        *(cut_while(what, after_s, how) for what in ("idle", "waiting") for after_s in (0.0, 0.15)),
-        *(cut_while(what, after_s, how) for what in ("speaking", "hearing") for after_s in (0.0, 0.2, 0.45)),
+        *(cut_while(what, after_s, how) for what in ("idle", "waiting") for after_s in (0.0, 0.15) for how in ("rst", "fin")),
+        *(cut_while(what, after_s) for what in ("speaking", "hearing") for after_s in (0.0, 0.2, 0.45)),
+        *(cut_while(what, 0.3, "fin") for what in ("speaking", "hearing")),
         cut_twice,
         cut_for_a_while,
     ]
@@ -170,17 +177,88 @@ def test_connections_aborted_at_every_stage_leave_nothing_behind(tmp_path, monke
 
     async def main():
         async with served(tmp_path, monkeypatch, RESUME_MS=200) as (address, _, manager):
+            await asyncio.sleep(0)  # the server's own tasks have begun
             before = len(asyncio.all_tasks())
             rng = random.Random(1)
             stages = ("tcp", "request", "upgraded", "hello", "welcome", "audio", "talking")
             for stage in stages:
                 for how in ("rst", "fin", "close"):
-                    for _ in range(3):
-                        await load.abort_at(address[1], stage, how, rng)
+                    await asyncio.gather(*(load.abort_at(address[1], stage, how, rng) for _ in range(3)))
             async with asyncio.timeout(PATIENCE_S):
                 while manager.sessions or len(asyncio.all_tasks()) > before:
                     await asyncio.sleep(0.05)
-            assert manager.counters["created"] >= 3 * 3 * 3
+            assert manager.counters["created"] >= 3 * 3 * 3  # welcome, audio, talking
             assert manager.counters["closed_error"] == 0
 
     asyncio.run(main())
+
+
+class Socket:
+    """A WebSocket by hand."""
+
+    hung_up = False
+
+    def __init__(self):
+        self.coming, self.said = asyncio.Queue(), []
+
+    async def receive(self):
+        return await self.coming.get()
+
+    async def send(self, message):
+        self.said.append(message)
+
+    async def close(self, code, reason):
+        self.said.append((code, reason))
+
+
+def test_what_was_said_in_a_long_break_is_heard_though_the_line_broke_again_on_its_way():
+    def hello(**more):
+        rates = {"sample_rate_hz": 16_000, "output_rate_hz": 16_000}
+        told = {"type": "hello", **rates, "encoding": "pcm16", "turn_mode": "vad", "metadata": {}, **more}
+        return wire.parse_client(wire.text(told))
+
+    async def main():
+        line, heard = WireLine(hello()), []
+
+        async def session():
+            while True:
+                with contextlib.suppress(LineLost):
+                    async for frame in line.recv():
+                        heard.append(frame.seq)
+
+        async def attach(welcome, numbers, for_s):
+            resume = {"received_seq": 0, "played": {"seq": -1, "ms": 0}, "session_id": "s", **(welcome or {"resume_token": "t"})}
+            socket, said = Socket(), hello(resume=resume)
+            if welcome is not None:
+                line.admit(said)
+            serving_it = asyncio.create_task(line.serve(socket, resume=said.resume if welcome is not None else None))
+            for number in numbers:
+                socket.coming.put_nowait(wire.audio(number, bytes(640)))
+            await asyncio.sleep(for_s)
+            socket.coming.put_nowait(None)
+            await serving_it
+            return {"resume_token": json.loads(socket.said[0])["resume_token"]}
+
+        reading = asyncio.create_task(session())
+        welcome = await attach(None, range(10), 0.2)
+        await asyncio.sleep(20.0)
+        await attach(welcome, (), 0.01)  # it broke before the welcome arrived
+        await attach(welcome, range(10, 1_010), 3.0)
+        reading.cancel()
+        assert heard == list(range(1_010))
+
+    run_simulated(main())
+
+
+def test_many_typed_turns_at_once_do_not_end_the_session():
+    async def reply(text, history):
+        return text
+
+    def burst(session):
+        for number in range(12):
+            session.feed(TextIn(f"text {number}", number))
+
+    chain = Chain(LoudVAD(), turn.new("silence"), ScriptedSTT("never"), reply, tts.new("tone"))
+    call = hold(chain, quiet(3_000), at=[(500, burst)])
+    assert call.reason == "bye"
+    assert all(f"text {number}" in call.history[-1].text for number in range(12))

@@ -216,6 +216,14 @@ class TestAtTheLimit:
         assert call.turns[0].source == "max_turn"
         assert call.session.counters["turns_too_long"] >= 1
 
+    def test_a_turn_that_max_turn_cuts_short_was_not_waited_for(self):
+        """Speech that goes on beyond the decision is not where the turn's speech ended."""
+        stages = chain(recogniser=ScriptedSTT("one", delay_ms=1_000))
+        (record, *_) = hold(stages, quiet(500) + speech(1_500) + quiet(4_000), SessionOptions(max_turn_ms=1_000)).turns
+        assert record.source == "max_turn"
+        assert 0 <= record.endpointing_ms < 40
+        assert record.e2e_latency_ms == pytest.approx(record.endpointing_ms + record.stt_latency_ms, abs=0.01)
+
     @pytest.mark.parametrize("busy", ["typing", "speech", "a long reply"])
     def test_idle_timeout_ms(self, busy):
         """Speech, text and replies each begin the time anew."""

@@ -418,6 +418,7 @@ class TestEnding:
         async def main():
             async with SessionManager(chain()) as manager:
                 session = await manager.create(line(), session_id="s")
+                await CLOCK.sleep_ms(10)
 
                 def refuse(found):
                     assert found is session

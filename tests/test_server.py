@@ -619,6 +619,16 @@ class TestBesideTheCalls:
         assert headers["x-content-type-options"] == "nosniff"
         assert outside == 404
 
+    def test_the_page_may_call_where_the_server_says(self):
+        """A public address on another host is let through the page's policy."""
+
+        async def main():
+            async with serving(options=ServerOptions(public_url="wss://voice.example/v1/voice")) as (url, _):
+                return await ask(url)
+
+        _, headers, _ = run(main())
+        assert " wss://voice.example;" in headers["content-security-policy"]
+
     def test_no_page(self):
         """It can be left out."""
 

@@ -718,3 +718,50 @@ class TestSpeechToSpeech:
         assert len(interrupts) == 1
         assert call.turns[1].heard_text == "I am a model."
         assert call.history[-1].text == "I am a model."
+
+    def test_sound_before_its_words_is_no_negative_latency(self):
+        """A model may speak before it tells what it says: that part is unknown, the whole is not."""
+        from beluga_voice import s2s
+        from beluga_voice.frames import AudioOut, ReplyEnded, TextDelta, TurnEnded
+
+        class SoundFirst(s2s.S2SSession):
+            def __init__(self):
+                self.asked = asyncio.Event()
+
+            async def send_audio(self, audio):
+                if np.abs(np.frombuffer(audio.pcm, "<i2")).max(initial=0) > 100:
+                    self.asked.set()
+
+            async def send_text(self, text):
+                pass
+
+            async def send_tool_result(self, result):
+                pass
+
+            async def interrupt(self, played_ms):
+                pass
+
+            async def events(self):
+                await self.asked.wait()
+                await asyncio.sleep(1.0)
+                yield Transcript("spoken")
+                yield TurnEnded(0.0, "model")
+                await asyncio.sleep(0.25)
+                yield AudioOut(speech(1_000), 24_000, "I am a model.")
+                await asyncio.sleep(0.1)
+                yield TextDelta("I am a model.")
+                yield ReplyEnded(0, "", False)
+                await asyncio.Event().wait()
+
+            async def aclose(self):
+                pass
+
+        class Model(s2s.S2S):
+            async def connect(self, history=()):
+                return SoundFirst()
+
+        (record,) = hold(Chain(LoudVAD(), Model()), quiet(500) + speech(400) + quiet(4_000)).turns
+        assert record.heard_text == "I am a model."
+        assert record.tts_latency_ms is None
+        assert record.agent_latency_ms == pytest.approx(350, abs=1)
+        assert record.e2e_latency_ms == pytest.approx(record.endpointing_ms + 250, abs=1)

@@ -61,7 +61,7 @@ def new_app(manager: SessionManager, options: ServerOptions) -> Starlette:
         finally:
             await service.stop()
 
-    app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Guard)], max_body_size=LARGEST_BODY)
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Guard, calls_url=service.options.public_url)], max_body_size=LARGEST_BODY)
     app.state.service = service
     return app
 
@@ -93,10 +93,15 @@ def _found(app: Any) -> list[Service]:
 
 
 class Guard:
-    """Adds to every answer what keeps a browser from doing more with it than it should."""
+    """Adds to every answer what keeps a browser from doing more with it than it should.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        app: whose answers.
+        calls_url: where the page may call, beside its own host.
+    """
+
+    def __init__(self, app: ASGIApp, calls_url: str = "") -> None:
+        self._app, self._calls_url = app, calls_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,15 +114,15 @@ class Guard:
                 message["headers"] = [*message["headers"], *(one for one in headers if one[0] not in told)]
             await send(message)
 
-        headers = [(name.encode(), value.encode()) for name, value in _guards(scope).items()]
+        headers = [(name.encode(), value.encode()) for name, value in _guards(scope, self._calls_url).items()]
         await self._app(scope, receive, guarded)
 
 
-def _guards(scope: Scope) -> dict[str, str]:
+def _guards(scope: Scope, calls_url: str) -> dict[str, str]:
     host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
     # Older browsers do not count a WebSocket to the page's own host as 'self'.
     sockets = f" ws://{host} wss://{host}" if _PLAIN_HOST.match(host) else ""
-    elsewhere = urlsplit(scope["app"].state.service.options.public_url)
+    elsewhere = urlsplit(calls_url)
     if elsewhere.netloc != host and _PLAIN_HOST.match(elsewhere.netloc):
         sockets += f" {elsewhere.scheme}://{elsewhere.netloc}"
     return {
