@@ -15,6 +15,8 @@ DRIFT_MS = 0.02  # how fast the line's clock may run from ours, per frame: 1 ms 
 SETTLED_MS = 100.0
 PACE_OVER_MS = 200.0  # the pace of a line is judged over so long
 LIVE_PACE = 1.5  # audio that comes faster than this is not being spoken now
+FILL_MS = 200.0  # a line known to be silent is filled in such steps
+ONE_MS = 1.0
 NOTHING_MS = 400.0  # a line that came back and brings nothing for so long has nothing to catch up on
 
 
@@ -49,7 +51,7 @@ class Intake:
         self.heard_ms = self.offset_ms = 0.0
         self.catching_up = False
         self.stale_until_ms = 0.0
-        self._lost = False
+        self._lost = self._silent = False
         self._came_ms = 0.0
         self._pace_from = (0.0, 0.0)
 
@@ -81,27 +83,36 @@ class Intake:
         self._came_ms = self._now_ms()
         self._pace_from = self._came_ms, self.heard_ms
 
-    def check_gap(self) -> None:
-        """A live line that brings nothing counts as silence, so that a turn still ends when the caller mutes in mid-word."""
-        if self._lost:
-            return
+    def check_gap(self) -> float:
+        """A live line that brings nothing counts as silence, so that a turn still ends when the caller mutes in mid-word.
+
+        Returns how long until it is to be looked at again, in ms.
+        """
         now_ms = self._now_ms()
+        if self._lost:
+            return FILL_MS
         if self.catching_up:
             if now_ms - self._came_ms >= NOTHING_MS:
                 self._caught_up(now_ms)
-            return
+            return FILL_MS
         gap_ms = now_ms - self.offset_ms - self.heard_ms
-        if self.heard_ms and gap_ms >= self._options.line_gap_ms:
-            rate_hz = self._context.input_rate_hz
-            frame = AudioIn(bytes(2 * int(gap_ms * rate_hz / 1000)), rate_hz, self.heard_ms)
-            self.heard_ms = frame.end_ms
+        most_ms = FILL_MS if self._silent else self._options.line_gap_ms
+        if not self.heard_ms or gap_ms < most_ms:
+            return min(most_ms, max(ONE_MS, most_ms - gap_ms))
+        rate_hz = self._context.input_rate_hz
+        frame = AudioIn(bytes(2 * int(gap_ms * rate_hz / 1000)), rate_hz, self.heard_ms)
+        self.heard_ms = frame.end_ms
+        if not self._silent:
             self._context.counters["line_gaps"] += 1
-            self._context.inbox.put_dropping(frame)
+        self._silent = True
+        self._context.inbox.put_dropping(frame)
+        return FILL_MS
 
     def _placed(self, frame: AudioIn) -> AudioIn:
         """Audio at its place on the line, by the running count; how far the line is behind the clock is noted."""
         placed = AudioIn(frame.pcm, frame.sample_rate_hz, self.heard_ms, frame.seq)
         self.heard_ms += len(frame.pcm) * 500.0 / frame.sample_rate_hz
+        self._silent = False
         now_ms = self._now_ms()
         if self.catching_up:
             self._judge_pace(now_ms)

@@ -106,6 +106,12 @@ class Replies:
         )
         self._finish(reply, interrupted=True)
 
+    def sounds(self, reply: Reply) -> None:
+        """The reply's first audio goes to the line."""
+        if self._floor.state is not SessionState.RESPONDING:
+            self._floor.move(Happening.REPLY_AUDIO)
+        self._tell("reply_started", self._floor.index, reply=reply.number)
+
     def over(self, reply: Reply) -> None:
         """The reply was played to its end, or made no sound."""
         happening = {

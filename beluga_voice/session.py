@@ -13,12 +13,13 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
 from ._watch import LoopWatch
 from .announcing import Announcer, Listener
+from .asking import Asking
 from .chain import Chain
 from .clock import Clock, Timers
 from .connection import Connection
@@ -26,12 +27,12 @@ from .dialogue import Dialogue
 from .engine import Context
 from .errors import LineLost, ReconnectError, SessionClosedError, SessionError
 from .events import TurnRecord
-from .frames import EndCall, Failed, Frame, TextDelta, TurnEnded
+from .frames import Frame
 from .history import Message
 from .intake import Intake
 from .line import Line, NoLine
 from .reconnect import Breaker, Connect
-from .says import Say, SayHandle
+from .says import SayHandle
 from .settings import SessionOptions
 from .snapshot import Snapshot
 from .state import Happening, SessionState
@@ -112,7 +113,6 @@ class Session:
         self._context.watch = LoopWatch(self.options.loop_warning_ms, self._held_loop)
         self._opened_ms: float | None = None
         self._ended: asyncio.Future[str] | None = None
-        self._asked: list[str] | None = None
         self._lost_ms = 0.0
         self._timers = Timers(self._clock)
         used = self._line or Line(NoLine())
@@ -142,13 +142,21 @@ class Session:
             line_failed=self._connection.fail,
             snapshot=snapshot,
         )
+        self._floor, self._replies = self._dialogue.floor, self._dialogue.replies
+        self._asking = Asking(
+            chain,
+            self._context,
+            self._dialogue.history,
+            timeout_ms=self.options.agent_timeout_ms,
+            on_end_call=lambda: self.close("agent_ended"),
+        )
 
     # --- what everybody may ask --------------------------------------------------------------------------------------
 
     @property
     def state(self) -> SessionState:
         """Where the session is."""
-        return self._dialogue.state
+        return self._floor.state
 
     @property
     def history(self) -> tuple[Message, ...]:
@@ -170,11 +178,11 @@ class Session:
     @property
     def idle_ms(self) -> float:
         """How long nobody has spoken, typed or pressed a key; 0 while anything is going on."""
-        return self._now_ms() - self._dialogue.active_ms if self._dialogue.quiet else 0.0
+        return self._now_ms() - self._floor.active_ms if self._floor.quiet else 0.0
 
     def snapshot(self) -> Snapshot:
         """What another process needs to go on with this session."""
-        pending, seq = self._dialogue.kept()
+        pending, seq = self._floor.kept()
         return Snapshot(
             self.session_id,
             self.user_id,
@@ -182,7 +190,7 @@ class Session:
             self.metadata,
             self.history,
             pending,
-            self._dialogue.turns,
+            self._floor.turns,
             seq,
             self._line.saved() if self._line is not None else {},
             self.data,
@@ -190,7 +198,7 @@ class Session:
 
     def settle(self) -> None:
         """Called now and then by whoever keeps snapshots: lets `snapshot` count lasting quiet as heard."""
-        self._dialogue.settle()
+        self._floor.settle()
 
     def feed(self, frame: Frame) -> None:
         """Take a frame as if the line had brought it now: `TextIn`, `DTMF`, `StartTurn`, `EndTurn`, `Interrupt`.
@@ -209,13 +217,10 @@ class Session:
             SessionLimitError: `max_says` texts wait already.
         """
         self._check_live("say")
-        if self._asked is not None:
-            self._asked.append(text)
-            said = Say(text, allow_interruptions)
-            said.settle(True)
-            return SayHandle(said, lambda _: None)
-        say = self._dialogue.say(text, interrupt=interrupt, interruptible=allow_interruptions)
-        return SayHandle(say, self._dialogue.unsay)
+        if self._asking.under_way:
+            return self._asking.say(text)
+        say = self._replies.say(text, interrupt=interrupt, interruptible=allow_interruptions)
+        return SayHandle(say, self._replies.unsay)
 
     async def end(self, text: str = "") -> None:
         """Close at the next turn boundary, saying `text` first; returns at once.
@@ -224,11 +229,11 @@ class Session:
             SessionClosedError: the session has ended.
         """
         self._check_live("end")
-        if self._asked is not None:
-            self._asked.append(text)
+        if self._asking.under_way:
+            self._asking.say(text)
             self.close("agent_ended")
         else:
-            self._dialogue.end(text, "agent_ended")
+            self._replies.end(text, "agent_ended")
 
     def drain(self, deadline_ms: float) -> None:
         """The process goes away: tell the caller's side, and close at the next turn boundary; at once if the line is lost."""
@@ -236,7 +241,7 @@ class Session:
         if self.state is SessionState.RECONNECTING:
             self.close("drain")
         else:
-            self._dialogue.end("", "drain")
+            self._replies.end("", "drain")
 
     async def reconnect(self, connect: Connect, *, max_attempts: int = 5, base_delay_ms: float = 500.0) -> None:
         """Dial again after the line was lost: at once, then after exponentially longer waits with full jitter, 10 s at most.
@@ -256,7 +261,7 @@ class Session:
         except ReconnectError as error:
             self._tell("error", -1, stage="line", message=str(error), error=error)
             if self.state is SessionState.RECONNECTING:
-                self._dialogue.move(Happening.ATTEMPTS_EXHAUSTED)
+                self._floor.move(Happening.ATTEMPTS_EXHAUSTED)
             self.close("error")
             raise
         if self.end_reason and made is not None:
@@ -299,32 +304,7 @@ class Session:
         self._check_live("ask")
         if not isinstance(text, str):
             raise TypeError(f"ask({text!r}): expected the text as a str")
-        assert self._context.watch is not None
-        return await self._context.watch.drive(self._ask(text), "ask")
-
-    async def _ask(self, text: str) -> str:
-        agent = next(stage for stage in self.chain.split()[1].stages if stage.replies)
-        self._context.history = self.history
-        self._asked = parts = []
-
-        async def typed() -> AsyncIterator[Frame]:
-            yield TurnEnded(0.0, "text", text=text)
-
-        try:
-            async with asyncio.timeout(self.options.agent_timeout_ms / 1000.0):
-                async with Chain._of((agent,)).process(typed(), self._context) as frames:
-                    async for frame in frames:
-                        if isinstance(frame, TextDelta):
-                            parts.append(frame.text)
-                        elif isinstance(frame, EndCall):
-                            self.close("agent_ended")
-                        elif isinstance(frame, Failed):
-                            raise frame.error
-        finally:
-            self._asked = None
-        answer = "".join(parts)
-        self._dialogue.history.add_turn(text, answer)
-        return answer
+        return await self._asking.ask(text)
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -381,7 +361,7 @@ class Session:
         self.end_reason = self.end_reason or "cancelled"
         self._timers.cancel()
         self._connection.close()
-        self._dialogue.stop()
+        self._replies.stop()
         self._context.inbox.close()
         try:
             await self._stop_work()
@@ -421,9 +401,9 @@ class Session:
             happening = Happening.FAILED if self.end_reason == "error" else Happening.ENDED
             if self.end_reason == "lost":
                 if self.state is not SessionState.RECONNECTING:
-                    self._dialogue.move(Happening.LINE_LOST)
+                    self._floor.move(Happening.LINE_LOST)
                 happening = Happening.WINDOW_OVER
-            self._dialogue.move(happening)
+            self._floor.move(happening)
         self._tell("closed", -1, reason=self.end_reason)
 
     # --- its line and its ears ---------------------------------------------------------------------------------------
@@ -469,18 +449,17 @@ class Session:
 
     def _too_long(self) -> None:
         self._tell("warning", -1, message=f"after {self.options.max_session_ms:g} ms the session closes at a turn's end")
-        self._dialogue.end("", "max_session")
+        self._replies.end("", "max_session")
 
     def _check_idle(self) -> None:
-        idle_ms = self._now_ms() - self._dialogue.active_ms
-        if idle_ms >= self.options.idle_timeout_ms and self._dialogue.quiet:
+        idle_ms = self._now_ms() - self._floor.active_ms
+        if idle_ms >= self.options.idle_timeout_ms and self._floor.quiet:
             self.close("idle")
             return
         self._timers.set("idle", max(self.options.idle_timeout_ms - idle_ms, 1_000.0), self._check_idle)
 
     def _check_gap(self) -> None:
-        self._intake.check_gap()
-        self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
+        self._timers.set("gap", self._intake.check_gap(), self._check_gap)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class SessionOptions:
     resumed_lead_ms: float = option(500.0, "the same after a lost line came back", at_least=20, at_most=5_000)
     max_reply_audio_ms: float = option(10_000.0, "audio held for a reply; beyond, agent and voice wait", at_least=100)
     inbound_audio_ms: float = option(5_000.0, "live audio waiting to be heard; beyond, the oldest is dropped", at_least=100)
-    line_gap_ms: float = option(200.0, "a live line silent for longer counts as silence", at_least=20)
+    line_gap_ms: float = option(1_000.0, "a live line that brings nothing for so long was silent all the while", at_least=20)
     max_turn_ms: float = option(30_000.0, "speech in one turn; then it is ended and answered", at_least=100)
     idle_timeout_ms: float = option(60_000.0, "no speech, text, key, reply or tool; then the session closes", at_least=100)
     max_session_ms: float = option(3_600_000.0, "the longest session; it closes at the next turn boundary", at_least=100)

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110
 """Scenarios of load and abuse: redis-stop, churn, stalled."""
 
 from __future__ import annotations
@@ -190,9 +189,8 @@ class Rude:
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             sock.connect(("127.0.0.1", self.port))
-            async with connect(
-                url, sock=sock, subprotocols=[wire.SUBPROTOCOL], compression=None, ping_interval=None, max_queue=None, close_timeout=1
-            ) as socket_:
+            told: dict[str, Any] = {"compression": None, "ping_interval": None, "max_queue": None, "close_timeout": 1}
+            async with connect(url, sock=sock, subprotocols=[wire.SUBPROTOCOL], **told) as socket_:
                 await socket_.send(wire.text(HELLO))
                 await socket_.recv()
                 await work(self, socket_)

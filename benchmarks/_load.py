@@ -21,8 +21,9 @@ import numpy as np
 FRAME_S = 0.02
 QUIET = bytes(640)
 UPGRADE = (
-    "GET /v1/voice HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: beluga.voice.v1\r\n\r\n"
+    "GET /v1/voice HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    "Sec-WebSocket-Protocol: beluga.voice.v1\r\n\r\n"
 )
 HELLO = '{"type":"hello","sample_rate_hz":16000,"output_rate_hz":16000,"encoding":"pcm16"}'
 AUDIO_HEAD = b"\x82\xfe" + (644).to_bytes(2, "big") + bytes(4)
@@ -87,6 +88,10 @@ class Load:
         address: host and port.
         say: what a caller says next, given its random numbers.
         barge_in: the share of replies that are interrupted.
+
+    Attributes:
+        seen: what callers notice; put another in its place to begin anew.
+        refused: those who were not let in, in the server's words; and how long each was kept waiting.
     """
 
     def __init__(self, address: tuple[str, int], say, *, barge_in: float = 0.25, seed: int = 1) -> None:
@@ -95,6 +100,8 @@ class Load:
         self.seen = Seen()
         self.callers: list[Caller] = []
         self.joining = 0
+        self.refused: Counter[str] = Counter()
+        self.refused_ms: list[float] = []
         self.polled_s = time.perf_counter()
         self._poll = select.epoll()
         self._by_fd: dict[int, Caller] = {}
@@ -140,7 +147,7 @@ class Load:
         """Say bye on all lines and wait for their end."""
         for caller in self.callers:
             if caller.live:
-                caller.write_text('{"type":"bye","seq":%d}' % caller.seq)
+                caller.write_text(f'{{"type":"bye","seq":{caller.seq}}}')
                 caller.live = False
         until_s = time.perf_counter() + 3.0
         self.run(lambda: not self._by_fd or time.perf_counter() > until_s)
@@ -160,7 +167,8 @@ class Caller:
         self.load, self.number, self.rng = load, number, rng
         self.live = False
         self.seq = self.received_seq = 0
-        self._upgraded = False
+        self._upgraded = self._welcome = False
+        self._dialled_s = time.perf_counter()
         self._in = self._out = b""
         self._ticks = number % 50
         self._saying: Utterance | None = None
@@ -199,8 +207,8 @@ class Caller:
         if self._ticks % 5 == 0 and self._paused_s is None and self._ends_s > now - 0.1:
             self._tell_played("played", now)
         if self._ticks % 50 == 0:
-            self.write_text('{"type":"ping","t_ms":%.3f}' % (now * 1000))
-            self.write_text('{"type":"ack","seq":%d}' % (self.received_seq - 1))
+            self.write_text(f'{{"type":"ping","t_ms":{now * 1000:.3f}}}')
+            self.write_text(f'{{"type":"ack","seq":{self.received_seq - 1}}}')
 
     def _begin(self, now: float) -> Utterance:
         if self._waiting:
@@ -289,7 +297,7 @@ class Caller:
         if told.startswith(b'{"type":"ack"'):
             return
         if told.startswith(b'{"type":"welcome"'):
-            self.live = True
+            self.live = self._welcome = True
             self.load.joining -= 1
             self._speak_s = now + self.rng.uniform(0.3, 7.0)  # a turn takes so long: they are spread
             self.load.begin(self)
@@ -327,7 +335,8 @@ class Caller:
             pieces.popleft()
         if pieces:
             seq, start_s = pieces[0]
-            self.write_text('{"type":"%s","seq":%d,"ms":%.3f}' % (kind, seq, max(place_s - start_s, 0.0) * 1000))
+            ms = max(place_s - start_s, 0.0) * 1000
+            self.write_text(f'{{"type":"{kind}","seq":{seq},"ms":{ms:.3f}}}')
 
     # --- the socket --------------------------------------------------------------------------------------------------
 
@@ -349,8 +358,11 @@ class Caller:
             self.load.seen.counts["blocked"] += 1
 
     def _close(self, why: str) -> None:
-        if not self.live:
-            self.load.joining -= not why.startswith("1000")
-        self.load.seen.told[why] += 1
+        if not self._welcome:
+            self.load.joining -= 1
+            self.load.refused[why] += 1
+            self.load.refused_ms.append((time.perf_counter() - self._dialled_s) * 1000)
+        elif self.live:
+            self.load.seen.told[why] += 1
         self.live = False
         self.load.gone(self)

@@ -9,7 +9,7 @@ themselves. FOLDER holds audio/ and labels/ of conversations. What a row tells, 
 
     sent late    how late our own frames were (p50 p99): more than a few ms, and the row says little about the server
     answer       last frame of speech sent -> first audio of the reply (p50 p95 p99), less the 700 ms of quiet that end a turn
-    underruns    reply audio that came after its playing time, less what our own lateness explains; and the least time to spare (p0.1)
+    underruns    reply audio that came after its playing time, less what our own lateness explains; and the time to spare (p0.1)
     pause, clear speech begins over a reply -> the client is told to pause, to drop the rest (p50 p95)
     pong         a ping's way there and back (p50 p99): what waits in the server waits about as long
     cpu          of the server, in % of a core a session; rss: MB of the server, kB a session over the empty one
@@ -115,27 +115,32 @@ def step(load: Load, server: Server, callers: int, seconds: float, settle: float
     took = time.perf_counter() - began
     user, kernel = ((now - then) / took * 100 for now, then in zip(server.cpu_s, cpu_s))
     own = (time.process_time() - own_s) / took * 100
-    live, counts = load.live, seen.counts
-    late = counts["underruns"] - counts["underruns_ours"]
-    print(
-        f"{live:4d} calls: sent late {shares(seen.sending, 0.5, 0.99)} | answer {shares(seen.answer, 0.5, 0.95, 0.99, less=TURN_END_MS)}"
-        f" of {len(seen.answer)} | underruns {late} of {len(seen.margin)}, to spare {share(seen.margin, 0.001):.0f}"
-        f" | pause {shares(seen.pause, 0.5, 0.95)}, clear {shares(seen.clear, 0.5, 0.95)} of {counts['barge_ins']}"
-        f" | pong {shares(seen.pong, 0.5, 0.99)} | cpu {user + kernel:.0f} % (kernel {kernel:.0f}),"
-        f" {(user + kernel) / max(live, 1):.3f} a session (callers' own {own:.0f}) | rss {server.rss_kb / 1024:.0f} MB, {(server.rss_kb - empty_kb) / max(live, 1):.0f} kB a session"
-        f" | load {os.getloadavg()[0]:.1f}",
-        flush=True,
-    )
-    others = {name: count for name, count in counts.items() if count and name not in ("underruns", "underruns_ours", "barge_ins")}
-    if others or seen.told or counts["underruns_ours"]:
-        print(f"     {others} {dict(seen.told)}, underruns by our own lateness: {counts['underruns_ours']}", flush=True)
+    live, counts = max(load.live, 1), seen.counts
+    for part in (
+        f"{live:4d} calls: sent late {shares(seen.sending, 0.5, 0.99)}",
+        f"answer {shares(seen.answer, 0.5, 0.95, 0.99, less=TURN_END_MS)} of {len(seen.answer)}",
+        f"underruns {late(seen)} of {len(seen.margin)}, to spare {share(seen.margin, 0.001):.0f}",
+        f"pause {shares(seen.pause, 0.5, 0.95)}, clear {shares(seen.clear, 0.5, 0.95)} of {counts['barge_ins']}",
+        f"pong {shares(seen.pong, 0.5, 0.99)}",
+        f"cpu {user + kernel:.0f} % (kernel {kernel:.0f}), {(user + kernel) / live:.3f} a session (callers' own {own:.0f})",
+        f"rss {server.rss_kb / 1024:.0f} MB, {(server.rss_kb - empty_kb) / live:.0f} kB a session",
+        f"load {os.getloadavg()[0]:.1f}\n",
+    ):
+        print(part, end="" if part.endswith("\n") else " | ", flush=True)
+    others = {name: counts[name] for name in ("unanswered", "answered_early", "blocked", "underruns_ours") if counts[name]}
+    if others or seen.told:
+        print("     ", others, dict(seen.told), flush=True)
     return seen
 
 
+def late(seen: Seen) -> int:
+    """How many pieces of reply audio came too late, less those that our own lateness explains."""
+    return seen.counts["underruns"] - seen.counts["underruns_ours"]
+
+
 def keeps_up(seen: Seen, first: Seen) -> bool:
-    late = seen.counts["underruns"] - seen.counts["underruns_ours"]
     grown_ms = share(seen.answer, 0.99) - share(first.answer, 0.99)
-    return late <= MOST_UNDERRUNS * len(seen.margin) and grown_ms <= MOST_GROWTH_MS
+    return late(seen) <= MOST_UNDERRUNS * len(seen.margin) and grown_ms <= MOST_GROWTH_MS
 
 
 def main() -> None:
@@ -167,6 +172,8 @@ def main() -> None:
                 print(f"with {callers} it does not keep up")
                 if not told.sessions:
                     break
+        if load.refused:
+            print(f"refused: {dict(load.refused)}, within {max(load.refused_ms):.0f} ms")
         load.hang_up()
     finally:
         print("the server's own counts:", dict(server.stop()))

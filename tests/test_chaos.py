@@ -227,7 +227,8 @@ def test_what_was_said_in_a_long_break_is_heard_though_the_line_broke_again_on_i
                         heard.append(frame.seq)
 
         async def attach(welcome, numbers, for_s):
-            resume = {"received_seq": 0, "played": {"seq": -1, "ms": 0}, "session_id": "s", **(welcome or {"resume_token": "t"})}
+            place = {"received_seq": 0, "played": {"seq": -1, "ms": 0}, "session_id": "s"}
+            resume = {**place, **(welcome or {"resume_token": "none"})}
             socket, said = Socket(), hello(resume=resume)
             if welcome is not None:
                 line.admit(said)

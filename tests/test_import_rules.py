@@ -15,7 +15,8 @@ LAYERS = {
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
-        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth", "dialogue", "session"),
+        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth", "session"),
+        *("dialogue", "floor", "replies", "owed", "overhearing", "asking"),
         *("_spans", "_turn_spans", "_instruments"),
         *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission", "connection", "announcing"),
     ),

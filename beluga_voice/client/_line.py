@@ -23,7 +23,7 @@ from ._welcome import Welcome, as_ms, is_number
 __all__ = ["Line"]
 
 BYE, REPLACED = 1000, 4409
-PING_MS, SILENCE_MS, TICK_MS = 5_000.0, 10_000.0, 500.0
+PING_MS, SILENCE_MS, TICK_MS = 5_000.0, 9_500.0, 500.0
 STEADY_MS = 2_000.0
 MOVE_BY, MOVE_SPREAD, MOVE_SPREAD_MS, LOOK_MS = 0.8, 0.1, 1_000.0, 50.0
 MOST_REPORTS = 100

@@ -26,7 +26,7 @@ class LineOptions:
     messages_burst: int = option(200, "JSON messages a caller may send at once", at_least=1)
     messages_patience: int = option(1_000, "JSON messages beyond the pace before the caller is cut off", at_least=0)
     ping_ms: float = option(5_000.0, "ms without sending anything before a ping", at_least=100)
-    lost_after_ms: float = option(10_000.0, "ms without receiving anything before the line counts as lost", at_least=100)
+    lost_after_ms: float = option(9_500.0, "ms without receiving anything before the line counts as lost", at_least=100)
     unproven_ms: float = option(3_000.0, "ms a caller who was never heard on this line may be gone", at_least=0)
     write_timeout_ms: float = option(10_000.0, "ms one write may take before the line counts as lost", at_least=100)
     flush_ms: float = option(2_000.0, "ms for what is left to be sent when the session ends", at_least=0)

@@ -27,7 +27,7 @@ const FULL = 1013;
 /** Periods and bounds in ms. The first three are the protocol's; the fourth is told by the welcome. */
 const TIMING = Object.freeze({
   pingEveryMs: 5_000,
-  silenceMs: 10_000,
+  silenceMs: 9_500,
   ackEveryMs: 1_000,
   resumeWindowMs: 30_000,
   connectMs: 10_000, // a new call that nobody has taken by then is given up
