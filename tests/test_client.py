@@ -322,7 +322,7 @@ class TestLostLine:
         assert (told[-1], set(told[2:-1])) == ("ended", {"retrying"})
 
     def test_a_dead_line_is_noticed(self):
-        """10 s of nothing is a lost line, though nobody closed it; what was said meanwhile arrives."""
+        """Within 10 s of nothing the line is lost, though nobody closed it; what was said meanwhile arrives."""
 
         async def main():
             far = FarEnd(Plan(silent_after=1))
@@ -337,7 +337,7 @@ class TestLostLine:
         far, told = simulated(main)
         assert told == ["connected", "lost", "resumed"]
         assert far.session.heard_audio == b"".join(map(pcm, range(600)))
-        assert 10_000 <= far.dialled_ms[1] - far.dialled_ms[0] <= 10_600
+        assert 9_500 <= far.dialled_ms[1] - far.dialled_ms[0] <= 10_100
 
     def test_a_try_that_hangs_is_given_up_and_closed(self):
         """A server that takes the hello and says nothing costs 5 s, and no socket."""

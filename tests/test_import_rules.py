@@ -15,10 +15,11 @@ LAYERS = {
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
-        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth", "session"),
-        *("dialogue", "floor", "replies", "owed", "overhearing", "asking"),
+        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth"),
+        *("floor", "replies", "owed", "overhearing", "dialogue", "asking", "session"),
         *("_spans", "_turn_spans", "_instruments"),
-        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "admission", "connection", "announcing"),
+        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping"),
+        *("admission", "connection", "announcing"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "_imports", "__main__"),
 }

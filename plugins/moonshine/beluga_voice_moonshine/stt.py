@@ -56,9 +56,7 @@ class MoonshineOptions(Options):
     model_dir: str = option("", "a directory with other Moonshine weights; empty: the packaged tiny English ones")
     arch: str = option("tiny", "what the weights in model_dir are", choices=tuple(ARCHITECTURES))
     threads: int = option(2, "how many utterances are worked on at once; more wait", at_least=1, at_most=64)
-    max_streams: int = option(
-        STREAMS_A_CORE * _cores(), f"sessions it serves at once, by default {STREAMS_A_CORE} a core; 0: no limit", at_least=0
-    )
+    max_streams: int = option(0, f"sessions it serves at once; 0: {STREAMS_A_CORE} for each core", at_least=0)
 
 
 class MoonshineSTT(STT):
@@ -95,7 +93,7 @@ class MoonshineSTT(STT):
         if find_spec("moonshine_voice") is None:
             raise ModuleNotFoundError("run: pip install moonshine-voice==0.1.0", name="moonshine_voice")
         _check_language(self.options)
-        self.max_streams = self.options.max_streams or None
+        self.max_streams = self.options.max_streams or STREAMS_A_CORE * _cores()
         self._own_model()
 
     def _own_model(self) -> None:
@@ -111,7 +109,7 @@ class MoonshineSTT(STT):
         """
         other = super().with_options(**changes)
         _check_language(other.options)
-        other.max_streams = other.options.max_streams or None
+        other.max_streams = other.options.max_streams or STREAMS_A_CORE * _cores()
         if _weights(other.options) != _weights(self.options):
             other._own_model()
         return other
