@@ -56,6 +56,8 @@ from .transport import Transport
 
 __all__ = ["Dialogue"]
 
+MOST_TEXT = 20_000  # characters of a turn: twenty minutes of speech; beyond, words are dropped and counted
+
 
 class Dialogue:
     """The conversation of one session. `hear` takes the frames of the ears, in order.
@@ -97,7 +99,7 @@ class Dialogue:
         line_failed: Callable[[Exception], None],
         snapshot: Snapshot | None = None,
     ) -> None:
-        self._options, self._tell, self._end = options, tell, end
+        self._context, self._options, self._tell, self._end = context, options, tell, end
         self._now_ms, self._offset_ms, self._stale_until_ms = now_ms, offset_ms, stale_until_ms
         self._finalize_on = TurnEnded if chain.index("turn") < chain.index("stt") else SpeechEnded
         self._stt_closes = chain.stage("stt") is not None and TurnEnded not in chain.stages[chain.index("stt")].makes
@@ -358,18 +360,54 @@ class Dialogue:
         turn = self._owed.whose(self.floor.turn if self.mouth.reply is None else self._overhearing.aside())
         if frame.text and not self._stt_closes and self.floor.idle and not self._talked_over:
             turn = self.floor.open()  # words where no VAD tells of speech
+        late = False
         if turn is not None and frame.text:
-            self._add_words(turn, frame)
+            late = frame.is_final and turn.index >= 0 and self._is_over(turn)
+            if late:
+                self._take_late(turn, frame)
+            else:
+                self._add_words(turn, frame)
         if frame.closes:
             self._owed.given()
-        if turn is not None:
+        if turn is not None and not late:
             self._overhearing.heard(turn, turn.text if frame.is_final else f"{turn.text} {frame.text}")
 
-    def _add_words(self, turn: Turn, frame: Transcript) -> None:
+    def _add_words(self, turn: Turn, frame: Transcript, *, first: bool = False) -> None:
+        if len(turn.text) + len(frame.text) > MOST_TEXT:
+            self._context.counters["words_dropped"] += 1
+            return
         if turn.index >= 0:
             self._tell("transcript", turn.index, text=frame.text, is_final=frame.is_final, confidence=frame.confidence)
         if frame.is_final:
-            turn.finals.append(frame.text)
+            turn.finals.insert(0 if first else len(turn.finals), frame.text)
+
+    def _is_over(self, turn: Turn) -> bool:
+        """True when the turn is being answered, or was, without the words that come now."""
+        reply = self.mouth.reply
+        if reply is None:
+            return turn is not self.floor.turn
+        return reply.turn is not None and turn is not self.floor.later
+
+    def _take_late(self, turn: Turn, frame: Transcript) -> None:
+        """Words nobody waited for: the turn is answered anew if nothing of its answer was heard, else they are a turn."""
+        floor, reply = self.floor, self.mouth.reply
+        self._context.counters["words_late"] += 1
+        if reply is not None and reply.turn is turn and not reply.heard_text():
+            self.replies.interrupt(reply, "text")
+            self._add_words(turn, frame)
+        elif reply is not None:
+            self._add_words(floor.open_later(), frame)
+            floor.end_later("late")
+            return
+        elif floor.turn is not None:
+            self._add_words(floor.turn, frame, first=True)
+            return
+        else:
+            turn = floor.open()
+            self._add_words(turn, frame)
+        if not floor.speaking:
+            floor.end(turn, "late")
+            self._owed.wait(turn)
 
     def _typed(self, frame: TextIn) -> None:
         floor = self.floor

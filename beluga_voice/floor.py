@@ -31,7 +31,7 @@ class Floor:
     Attributes:
         state: where the session is; changed by `move` only.
         turn: the caller's turn, until its reply is over; None between turns.
-        later: what was said while the line was lost, into a reply that goes on: answered once the reply is over.
+        later: what was said while the line was lost, or whose words came late, into a reply that goes on: answered after it.
         turns: how many turns there were, this one included.
         speaking: the VAD hears the caller.
         active_ms: when anything last happened that a caller takes part in.
@@ -123,6 +123,7 @@ class Floor:
 
     def empty(self, turn: Turn) -> None:
         """Nothing was said in the turn under way: it is none."""
+        self._done_seq = max(self._done_seq, turn.seq)
         self.turn = None
         self.tell("turn_empty", turn.index)
 
@@ -134,12 +135,14 @@ class Floor:
 
     # --- the turn after a reply that goes on -------------------------------------------------------------------------
 
-    def open_later(self, speech_start_ms: float) -> None:
+    def open_later(self, speech_start_ms: float | None = None) -> Turn:
         """Open, or go on with, the turn that is answered once the reply is over."""
         if self.later is None:
             self.later = self._new()
-            self.later.speech_start_ms = speech_start_ms + self.offset_ms()
+            if speech_start_ms is not None:
+                self.later.speech_start_ms = speech_start_ms + self.offset_ms()
         self.later.ended_ms = None
+        return self.later
 
     def end_later(self, source: str) -> None:
         """It is over, by `source`, if there is one."""

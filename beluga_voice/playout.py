@@ -18,7 +18,7 @@ from .transport import Transport
 
 __all__ = ["Playout"]
 
-PIECE_MS = 20.0
+PIECE_MS = 40.0
 STEP_MS = 40.0
 ONE_MS = 1.0
 ROUNDING_MS = 30.0

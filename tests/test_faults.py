@@ -603,3 +603,56 @@ def test_a_second_cancel_while_closing_still_hangs_up():
 
     assert run_simulated(main()) == "disconnected"
     assert Closing.closed == 1
+
+
+class TestWordsNotWaitedFor:
+    """A recogniser that is slower than `final_timeout_ms`: what it says at last is not lost."""
+
+    def late(self, pause_ms, delay_ms, voice=None):
+        recogniser = ScriptedSTT("one", "two", delay_ms=delay_ms)
+        pcm = quiet(200) + speech(800) + quiet(pause_ms) + speech(600)
+        return hold(chain(recogniser=recogniser, voice=voice), pcm, tail_ms=12_000)
+
+    def test_words_that_come_while_an_answer_is_heard_are_answered_after_it(self):
+        """The first words were answered without them."""
+        call = self.late(800, 1_600)
+        assert [record.user_text for record in call.turns] == ["one", "two"]
+        assert [record.heard_text for record in call.turns] == ["You said one.", "You said two."]
+
+    def test_words_that_come_before_the_answer_is_heard_are_part_of_the_question(self):
+        """It is asked anew, with all of them."""
+
+        class Slow(TTS):
+            async def synthesize(self, text):
+                await asyncio.sleep(1.5)
+                return Audio(speech(400), RATE_HZ)
+
+        call = self.late(800, 1_600, Slow())
+        assert [record.user_text for record in call.turns] == ["one two"]
+        assert call.turns[-1].heard_text == "You said one two."
+
+    def test_no_words_are_lost_however_slow(self):
+        """Every word is in some turn, once."""
+        for delay_ms in range(200, 5_000, 160):
+            call = self.late(800, delay_ms)
+            assert " ".join(record.user_text for record in call.turns).split() == ["one", "two"]
+
+
+def test_a_flood_of_typed_text_is_bounded():
+    """Texts typed faster than they are answered make one question; beyond its bound they are dropped and counted."""
+
+    async def main():
+        line = MemoryTransport()
+        session = Session(chain(), line)
+        running = asyncio.get_running_loop().create_task(session.run())
+        await asyncio.sleep(0.1)
+        for _ in range(50):
+            line.push(TextIn("word " * 400))
+        await asyncio.sleep(1)
+        line.hang_up()
+        await running
+        return session
+
+    session = run_simulated(main())
+    assert session.counters["words_dropped"] == 41
+    assert max(len(message.text) for message in session.history) <= 20_000

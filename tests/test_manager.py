@@ -264,7 +264,7 @@ class TestQueue:
 
     @given(st.lists(st.sampled_from(["create", "cancel", "close", "wait"]), max_size=40), st.integers(0, 4))
     def test_any_interleaving_keeps_the_count(self, actions, waiting):
-        """Creators, cancelled creators and closings in any order: never more than the cap, and all places are free in the end."""
+        """Creators, some cancelled, and closings in any order: never more than the cap, and all places are free in the end."""
 
         async def main():
             async with SessionManager(chain(), max_sessions=2, max_waiting=waiting, max_wait_ms=500) as manager:

@@ -61,7 +61,8 @@ def new_app(manager: SessionManager, options: ServerOptions) -> Starlette:
         finally:
             await service.stop()
 
-    app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Guard, calls_url=service.options.public_url)], max_body_size=LARGEST_BODY)
+    guard = Middleware(Guard, calls_url=service.options.public_url)
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[guard], max_body_size=LARGEST_BODY)
     app.state.service = service
     return app
 

@@ -1,7 +1,6 @@
 """Moonshine by name: transcripts, lifetimes, and a conversation from sound to sound."""
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
