@@ -107,5 +107,6 @@ class Owed:
 
     def _give_up(self, turn: Turn) -> None:
         """The words of a turn have not come at all."""
-        self._floor.empty(turn)
-        self._replies.next()
+        if turn is self._floor.turn:
+            self._floor.empty(turn)
+            self._replies.next()
