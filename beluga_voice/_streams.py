@@ -48,6 +48,11 @@ class Channel(AsyncIterator[T], Generic[T]):
         return self._load
 
     @property
+    def waiting(self) -> int:
+        """How many items it holds."""
+        return len(self._items) + len(self._urgent)
+
+    @property
     def closed(self) -> bool:
         """True once `close` was called; what it holds can still be read."""
         return self._closed

@@ -19,6 +19,7 @@ from .options import option
 __all__ = ["Admission", "ManagerOptions", "Slot"]
 
 RETRY_AFTER_MS = 5_000.0
+LOOK_MS = 250.0
 
 
 @attrs.frozen
@@ -44,6 +45,7 @@ class Slot:
     session: Any = None
     keeper: Any = None
     listeners: tuple[Callable[[Any], None], ...] = ()
+    begun: asyncio.Event = attrs.field(factory=asyncio.Event)
 
 
 @attrs.define(eq=False)
@@ -64,6 +66,7 @@ class Admission:
         self.slots: dict[str, Slot] = {}
         self._limits, self._clock = limits, clock
         self._waiting: list[_Waiting] = []
+        self._looking = False
 
     @property
     def waiting(self) -> int:
@@ -87,7 +90,7 @@ class Admission:
             raise DuplicateSessionError(f"a session {slot.session_id!r} lives already; choose another id, or resume it")
         engines = tuple(engines)
         refusal = self._refusal(slot, engines)
-        if refusal is None and (first or not self._waiting):
+        if refusal is None:  # those who wait do so for other reasons: whoever fits is let in at once
             self.slots[slot.session_id] = slot
             return slot
         if len(self._waiting) >= (self._limits.max_waiting or int(first)):
@@ -95,6 +98,7 @@ class Admission:
         waiting = _Waiting(slot, engines, asyncio.get_running_loop().create_future())
         self._waiting.insert(0 if first else len(self._waiting), waiting)
         timer = self._clock.call_later_ms(self._limits.max_wait_ms, self._give_up, waiting)
+        self._look_again()
         try:
             await waiting.let_in
         except BaseException:
@@ -111,6 +115,30 @@ class Admission:
         """Give a place back; the next who fits takes it at once."""
         if self.slots.get(slot.session_id) is slot:
             del self.slots[slot.session_id]
+        self._let_in()
+
+    def recheck(self, slot: Slot, engines: Iterable[Engine]) -> None:
+        """Check what engines can bear for one who has a place, and whose engines were not known before.
+
+        Raises:
+            SessionLimitError: they cannot.
+        """
+        refusal = self._engines_refuse(tuple(engines), len(self.slots) - 1)
+        if refusal is not None:
+            raise refusal
+
+    def _look_again(self) -> None:
+        """While anybody waits: an engine that was behind may be so no longer."""
+        self._let_in()
+        if self._waiting and not self._looking:
+            self._looking = True
+            self._clock.call_later_ms(LOOK_MS, self._looked)
+
+    def _looked(self) -> None:
+        self._looking = False
+        self._look_again()
+
+    def _let_in(self) -> None:
         for waiting in tuple(self._waiting):
             if not waiting.let_in.done() and self._refusal(waiting.slot, waiting.engines) is None:
                 self._waiting.remove(waiting)
@@ -139,8 +167,12 @@ class Admission:
         ):
             if value and most and sum(getattr(other, name) == value for other in self.slots.values()) >= most:
                 return self._full(f"max_per_{name.removesuffix('_id')}", most, f" of {name} {value!r}")
+        return self._engines_refuse(engines, len(self.slots))
+
+    def _engines_refuse(self, engines: tuple[Engine, ...], others: int) -> SessionLimitError | None:
+        limits = self._limits
         for engine in engines:
-            if engine.max_streams is not None and len(self.slots) >= engine.max_streams:
+            if engine.max_streams is not None and others >= engine.max_streams:
                 return self._full("max_streams", engine.max_streams, f" on {engine.kind} {engine.name!r}")
             if engine.wait_ms > limits.max_engine_wait_ms:
                 return SessionLimitError(

@@ -104,7 +104,7 @@ class Connection:
                 breaker=self._breaker,
             )
         except asyncio.CancelledError:
-            self._open_window()
+            self.open_window()
             raise
         finally:
             self._dialling = False
@@ -132,7 +132,7 @@ class Connection:
         try:
             self._on_lost(error)
             if not self._dialling:
-                self._open_window()
+                self.open_window()
             await asyncio.wait({back})
         finally:
             self._back = None
@@ -143,7 +143,7 @@ class Connection:
         self._intake.back()
         self._on_back()
 
-    def _open_window(self) -> None:
-        """A lost line has so long to come back."""
+    def open_window(self) -> None:
+        """A lost line has so long to come back, from now on."""
         if self._back is not None:
             self._timers.set("window", self._options.resume_window_ms, self._back.cancel)

@@ -174,7 +174,9 @@ class Dialogue:
         if snapshot is not None:
             self.mouth.hold()
             self.floor.move(Happening.READY)
-            if snapshot.pending:
+            if snapshot.pending and self._relays:
+                self._context.emit(TextIn(snapshot.pending, snapshot.seq))
+            elif snapshot.pending:
                 self._typed(TextIn(snapshot.pending, snapshot.seq))
         elif self._options.greeting:
             self.replies.say(self._options.greeting, interrupt=False, interruptible=True)
@@ -245,7 +247,7 @@ class Dialogue:
         floor = self.floor
         if floor.later is not None:
             self._answer_later()
-        elif floor.speaking:  # into a reply that could not be interrupted: what goes on beyond it is heard
+        elif floor.speaking and not self.replies.closing:  # what goes on beyond the reply is heard
             self._deaf_until_ms = self._now_ms()
             floor.open(self._speech_start_ms)
         self.replies.next()
@@ -386,7 +388,7 @@ class Dialogue:
         reply = self.mouth.reply
         if reply is None:
             return turn is not self.floor.turn
-        return reply.turn is not None and turn is not self.floor.later
+        return turn is not self.floor.later and (reply.turn is not None or turn is not self.floor.turn)
 
     def _take_late(self, turn: Turn, frame: Transcript) -> None:
         """Words nobody waited for: the turn is answered anew if nothing of its answer was heard, else they are a turn."""

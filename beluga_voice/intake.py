@@ -17,6 +17,7 @@ PACE_OVER_MS = 200.0  # the pace of a line is judged over so long
 LIVE_PACE = 1.5  # audio that comes faster than this is not being spoken now
 FILL_MS = 200.0  # a line known to be silent is filled in such steps
 ONE_MS = 1.0
+MOST_WAITING = 2_000  # frames; what weighs nothing is bounded by their number
 NOTHING_MS = 400.0  # a line that came back and brings nothing for so long has nothing to catch up on
 
 
@@ -63,6 +64,9 @@ class Intake:
             async for frame in frames:
                 if type(frame) is AudioIn:
                     frame = self._placed(frame)
+                elif inbox.waiting >= MOST_WAITING:
+                    self._context.counters["frames_refused"] += 1
+                    continue
                 if live and not self.catching_up:
                     inbox.put_dropping(frame)
                 else:
@@ -97,6 +101,8 @@ class Intake:
             return FILL_MS
         gap_ms = now_ms - self.offset_ms - self.heard_ms
         most_ms = FILL_MS if self._silent else self._options.line_gap_ms
+        if not self._line.capabilities.live:
+            return self._options.line_gap_ms
         if not self.heard_ms or gap_ms < most_ms:
             return min(most_ms, max(ONE_MS, most_ms - gap_ms))
         rate_hz = self._context.input_rate_hz

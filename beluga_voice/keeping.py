@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from ._streams import Tasks
+from ._streams import Tasks, stop
 from .clock import Clock
 from .events import SessionEvent
 from .reconnect import backoff_ms
@@ -20,7 +20,8 @@ __all__ = ["Keeper"]
 
 LEASE_MS = 15_000.0  # how long a process that says nothing still owns its sessions
 RETRY_MS = 250.0
-SAVE_ON = ("opened", "resumed", "turn_heard", "turn_finished")
+SAVE_ON = ("opened", "resumed", "turn_heard", "turn_finished", "goaway")
+TO_BE_CONTINUED = ("drain", "cancelled")  # the process ends, not the conversation
 
 
 class Keeper:
@@ -55,6 +56,7 @@ class Keeper:
         self._dirty = False
         self._beating = False
         self._kept_seq = -1
+        self._saved_ms = 0.0
         self.fenced = False
 
     def on_event(self, event: SessionEvent) -> None:
@@ -71,7 +73,8 @@ class Keeper:
     def beat(self) -> None:
         """Tell the store that the owner lives; returns at once. Lasting quiet is saved as heard."""
         self._session.settle()
-        if self._session.snapshot().seq > self._kept_seq:
+        stale = self._clock.now_ms() - self._saved_ms >= self._ttl_ms / 3
+        if stale or self._session.snapshot().seq > self._kept_seq:
             self.save_soon()
         if not self._beating and not self.fenced and self._epoch is not None:
             self._beating = True
@@ -79,12 +82,12 @@ class Keeper:
 
     async def last(self) -> None:
         """Save once more, or forget the session if it is over for good. Called when nothing changes any more."""
-        if self._saving is not None:
-            await asyncio.wait({self._saving})
+        if self._saving is not None:  # perhaps asleep until its next try: this is the last
+            await stop(self._saving)
         if self.fenced:
             return
         try:
-            if self._session.end_reason == "drain":
+            if self._session.end_reason in TO_BE_CONTINUED:
                 await self._save_once()
             elif self._epoch is not None:
                 await self._store.delete(self._session.session_id, self._epoch)
@@ -119,7 +122,7 @@ class Keeper:
         ):
             self._lose()
             return
-        self._kept_seq = snapshot.seq
+        self._kept_seq, self._saved_ms = snapshot.seq, self._clock.now_ms()
         if snapshot.seq >= 0 and self._session.line is not None:
             self._session.line.covered(snapshot.seq)
 

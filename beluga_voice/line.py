@@ -69,7 +69,12 @@ class Line(Transport):
         return self.transport.recv()
 
     async def send(self, frame: AudioOut) -> None:
-        await self.transport.send(frame)
+        transport = self.transport
+        try:
+            await transport.send(frame)
+        except Exception:
+            if transport is self.transport:
+                raise  # else it was given up already, and the rest is for the one in its place
 
     def clear(self) -> None:
         self.transport.clear()

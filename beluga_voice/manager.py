@@ -18,9 +18,9 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -28,7 +28,13 @@ from ._streams import Tasks
 from .admission import Admission, ManagerOptions, Slot
 from .chain import Chain
 from .clock import Clock
-from .errors import DuplicateSessionError, OptionError, SessionClosedError, SessionNotFoundError
+from .errors import (
+    DuplicateSessionError,
+    OptionError,
+    ProviderTimeoutError,
+    SessionClosedError,
+    SessionNotFoundError,
+)
 from .events import SessionEvent
 from .keeping import LEASE_MS, Keeper
 from .options import build, nearest
@@ -36,7 +42,7 @@ from .reconnect import Breaker
 from .session import Session
 from .settings import SessionOptions
 from .snapshot import Snapshot
-from .store import SessionStore
+from .store import Claim, SessionStore
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -44,12 +50,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ManagerOptions", "SessionManager"]
 
+T = TypeVar("T")
 Listener = Callable[[SessionEvent], None]
 Choose = Callable[[Mapping[str, Any]], "Chain | Awaitable[Chain]"]
 
 log = logging.getLogger("beluga_voice.manager")
 BEAT_MS = LEASE_MS / 3
 CLOSING_MS = 10_000.0
+STORE_MS = 5_000.0  # a store that takes longer counts as failed
+MOST_HELD = 256  # engines kept ready beyond their last session
 
 
 class SessionManager:
@@ -102,6 +111,7 @@ class SessionManager:
         self._entering = asyncio.Lock()
         self._breaker = Breaker(clock=self._clock)
         self._draining = self._open = False
+        self._cleaning: asyncio.Task[int] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
 
     # --- its life ----------------------------------------------------------------------------------------------------
@@ -109,7 +119,7 @@ class SessionManager:
     async def __aenter__(self) -> Self:
         """Make the store and the engines ready."""
         if self.store is not None:
-            await self.store.prewarm()
+            await self._in_time(self.store.prewarm())
         try:
             if isinstance(self.chain, Chain):
                 await self._enter(self.chain)
@@ -130,10 +140,11 @@ class SessionManager:
         finally:
             await self._tasks.aclose(1_000.0)
             try:
-                await self._engines.aclose()
+                async with self._entering:
+                    await self._engines.aclose()
             finally:
                 if self.store is not None:
-                    await self.store.aclose()
+                    await self._in_time(self.store.aclose())
 
     @property
     def ready(self) -> bool:
@@ -237,21 +248,17 @@ class SessionManager:
             SessionLimitError: there is no room for it.
             SessionClosedError: the manager is draining, or was not entered.
         """
-        session = self.find(session_id)
         try:
+            session = await self._living(session_id)
             if session is not None:
                 if check is not None:
                     check(session)
                 self.counters["resumed_hot"] += 1
                 return session
             snapshot = await self._kept(session_id)
-            line = connect(snapshot)
-            try:
-                slot = await self._admit(session_id, snapshot.user_id, snapshot.tenant, first=True)
-            except BaseException:
-                await line.aclose()
-                raise
-            session = await self._start(slot, line, snapshot.metadata, None, snapshot)
+            await connect(snapshot).aclose()  # whoever may not have it is refused before anything is taken
+            slot = await self._admit(session_id, snapshot.user_id, snapshot.tenant, first=True)
+            session = await self._start(slot, connect, snapshot.metadata, None, resumes=True)
         except BaseException:
             self.counters["resumed_failed"] += 1
             raise
@@ -287,17 +294,26 @@ class SessionManager:
     async def _start(
         self,
         slot: Slot,
-        line: Transport,
+        line: Transport | Callable[[Snapshot], Transport],
         metadata: Mapping[str, Any],
         hello: Mapping[str, Any] | None,
-        snapshot: Snapshot | None = None,
         *,
         named: bool = True,
+        resumes: bool = False,
     ) -> Session:
         """Make the session in its slot and run it; what fails on the way leaves nothing behind."""
+        claim, snapshot = None, None
+        keeper: list[Keeper] = []
         try:
             chain = await self._choose(metadata if hello is None else hello)
-            keeper: list[Keeper] = []
+            self._admission.recheck(slot, chain.engines)
+            if self.store is not None and named:
+                claim = await self._claim(self.store, slot.session_id, force=resumes)
+            if not isinstance(line, Transport):  # now nobody else writes: what is kept is the newest
+                snapshot = _read(slot.session_id, claim.state if claim is not None else None)
+                line = line(snapshot)
+            if not self.ready:
+                raise _going()
             session = Session(
                 chain,
                 line,
@@ -313,14 +329,18 @@ class SessionManager:
                 clock=self._clock,
             )
             if self.store is not None:
-                epoch = await self._claim(self.store, slot.session_id, force=snapshot is not None) if named else None
-                keeper.append(self._keeper(self.store, session, epoch))
+                keeper.append(self._keeper(self.store, session, claim.epoch if claim is not None else None))
             slot.listeners = (*(made(session) for made in self._listeners), *(one.on_event for one in keeper))
         except BaseException:
             self._admission.leave(slot)
-            await line.aclose()
+            slot.begun.set()
+            if isinstance(line, Transport):
+                await line.aclose()
+            if claim is not None and not resumes and self.store is not None:
+                self._tasks.spawn(self._let_go(self.store, slot.session_id, claim.epoch), f"let go {slot.session_id}")
             raise
         slot.session, slot.keeper = session, keeper[0] if keeper else None
+        slot.begun.set()
         self.counters["created"] += 1
         self._running[slot.session_id] = self._tasks.spawn(self._run(slot, session), f"session {slot.session_id}")
         return session
@@ -369,26 +389,36 @@ class SessionManager:
     async def _enter(self, chain: Chain) -> None:
         """Keep the engines of a chain ready until the manager is closed."""
         async with self._entering:
+            if self._draining:
+                raise _going()
             for engine in chain.engines:
-                if id(engine) not in self._entered:
+                if id(engine) not in self._entered and len(self._entered) < MOST_HELD:
                     await self._engines.enter_async_context(engine)
                     self._entered.add(id(engine))
 
     # --- the store ---------------------------------------------------------------------------------------------------
 
-    async def _kept(self, session_id: str) -> Snapshot:
-        state = await self.store.get(session_id) if self.store is not None else None
-        if state is None:
-            raise SessionNotFoundError(f"session {session_id!r} has ended, or its time to come back is over")
-        try:
-            return Snapshot.from_bytes(state)
-        except ValueError as error:
-            raise SessionNotFoundError(f"session {session_id!r} cannot be read: {error}") from error
+    async def _living(self, session_id: str) -> Session | None:
+        """The session of that id, once it has begun; one that is ending is gone first."""
+        while True:
+            slot = self._admission.slots.get(session_id)
+            if slot is None:
+                return None
+            if slot.session is None:
+                await slot.begun.wait()
+            elif slot.session.end_reason:
+                await asyncio.wait({self._running[session_id]})
+            else:
+                session: Session = slot.session
+                return session
 
-    async def _claim(self, store: SessionStore, session_id: str, *, force: bool) -> int | None:
+    async def _kept(self, session_id: str) -> Snapshot:
+        return _read(session_id, await self._in_time(self.store.get(session_id)) if self.store is not None else None)
+
+    async def _claim(self, store: SessionStore, session_id: str, *, force: bool) -> Claim | None:
         """Own the session in the store; None when the store is out of reach: the call begins, and is claimed later."""
         try:
-            claim = await store.claim(session_id, lease_ms=LEASE_MS, force=force)
+            claim = await self._in_time(store.claim(session_id, lease_ms=LEASE_MS, force=force))
         except Exception as error:
             if force:
                 raise
@@ -397,7 +427,22 @@ class SessionManager:
             return None
         if claim is None:
             raise DuplicateSessionError(f"a session {session_id!r} lives in another process; resume it with its token")
-        return claim.epoch
+        return claim
+
+    async def _let_go(self, store: SessionStore, session_id: str, epoch: int) -> None:
+        """Nothing came of a claim."""
+        with suppress(Exception):
+            await self._in_time(store.delete(session_id, epoch))
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        """What a store gives, or ProviderTimeoutError."""
+        try:
+            async with asyncio.timeout(STORE_MS / 1000.0):
+                return await work
+        except TimeoutError as error:
+            if isinstance(error, ProviderTimeoutError):
+                raise
+            raise ProviderTimeoutError(f"the store did not answer within {STORE_MS:g} ms", kind="store") from None
 
     def _keeper(self, store: SessionStore, session: Session, epoch: int | None) -> Keeper:
         return Keeper(
@@ -416,9 +461,13 @@ class SessionManager:
         while True:
             await self._clock.sleep_ms(BEAT_MS)
             for slot in tuple(self._admission.slots.values()):
-                if slot.keeper is not None:
-                    slot.keeper.beat()
-            await self.cleanup_idle(self.options.idle_timeout_ms)
+                try:
+                    if slot.keeper is not None:
+                        slot.keeper.beat()
+                except Exception:
+                    log.exception("session %s cannot be kept", slot.session_id)
+            if self._cleaning is None or self._cleaning.done():
+                self._cleaning = self._tasks.spawn(self.cleanup_idle(self.options.idle_timeout_ms), "idle clean-up")
 
 
 def _check_names(settings: Mapping[str, Any], known: set[str]) -> None:
@@ -440,6 +489,15 @@ def _changed(options: Any, settings: Mapping[str, Any], mine: Callable[[str], bo
 
 def _going() -> SessionClosedError:
     return SessionClosedError("the server is going away and takes no more calls; call another one")
+
+
+def _read(session_id: str, state: bytes | None) -> Snapshot:
+    if state is None:
+        raise SessionNotFoundError(f"session {session_id!r} has ended, or its time to come back is over")
+    try:
+        return Snapshot.from_bytes(state)
+    except ValueError as error:
+        raise SessionNotFoundError(f"session {session_id!r} cannot be read: {error}") from error
 
 
 async def _nothing() -> None:

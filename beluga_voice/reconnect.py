@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
@@ -19,6 +20,7 @@ Connect = Callable[[], Awaitable[Transport | None]]
 Jitter = Callable[[float, float], float]
 
 LONGEST_DELAY_MS = 10_000.0
+ATTEMPT_MS = 10_000.0  # one attempt takes no longer
 DOUBLINGS = 30  # beyond, the power only overflows: the cap was reached long before
 FAILURES, OPEN_MS, PROBE_MS = 5, 10_000.0, 10_000.0
 
@@ -96,7 +98,8 @@ async def dial(
         if not breaker.enter():
             continue
         try:
-            line = await connect()
+            async with asyncio.timeout(ATTEMPT_MS / 1000.0):
+                line = await connect()
         except Exception as error:
             breaker.failed()
             last = error

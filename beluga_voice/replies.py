@@ -183,10 +183,18 @@ class Replies:
             self._says.put(Say(text, False), over_limit=True)
         self.next()
 
+    @property
+    def closing(self) -> bool:
+        """True once the session is to close at the next turn boundary."""
+        return bool(self._closing_reason)
+
     def next(self) -> None:
         """At a turn boundary: say what waits, or close."""
         floor = self._floor
-        if not (self.open and floor.idle) or floor.state not in (SessionState.LISTENING, SessionState.CONNECTED):
+        nobody = self._mouth.reply is None and floor.turn is None
+        if not (self.open and nobody) or floor.state not in (SessionState.LISTENING, SessionState.CONNECTED):
+            return
+        if floor.speaking and not self._closing_reason:  # who goes on for ever does not keep the session open
             return
         if self._says:
             self._saying = say = self._says.take()

@@ -114,6 +114,7 @@ class Session:
         self._opened_ms: float | None = None
         self._ended: asyncio.Future[str] | None = None
         self._lost_ms = 0.0
+        self._last_snapshot: Snapshot | None = None
         self._timers = Timers(self._clock)
         used = self._line or Line(NoLine())
         self._intake = Intake(
@@ -181,7 +182,9 @@ class Session:
         return self._now_ms() - self._floor.active_ms if self._floor.quiet else 0.0
 
     def snapshot(self) -> Snapshot:
-        """What another process needs to go on with this session."""
+        """What another process needs to go on with this session; once it is over, what it would have needed at the end."""
+        if self._last_snapshot is not None:
+            return self._last_snapshot
         pending, seq = self._floor.kept()
         return Snapshot(
             self.session_id,
@@ -264,9 +267,13 @@ class Session:
                 self._floor.move(Happening.ATTEMPTS_EXHAUSTED)
             self.close("error")
             raise
-        if self.end_reason and made is not None:
-            await made.aclose()
-        await self.reattach(made)
+        try:
+            await self.reattach(made)
+        except (SessionClosedError, ValueError):
+            self._connection.open_window()
+            if made is not None:
+                await made.aclose()
+            raise
 
     async def reattach(self, line: Transport | None) -> None:
         """Go on over `line` (None: over the same one, which is open again). What the caller has not heard is sent again.
@@ -351,14 +358,14 @@ class Session:
         self._context.spawn(self._listen(), "ears")
         self._timers.set("length", self.options.max_session_ms, self._too_long)
         self._timers.set("idle", self.options.idle_timeout_ms, self._check_idle)
-        if line.capabilities.live:
-            self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
+        self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
         self._dialogue.ready(self._snapshot)
         if self._snapshot is not None:
             self._tell("resumed", -1, kind="warm", gap_ms=None)
 
     async def _finish(self, line: Line) -> None:
         self.end_reason = self.end_reason or "cancelled"
+        self._last_snapshot = self.snapshot()  # before what goes on is cut: elsewhere it may go on
         self._timers.cancel()
         self._connection.close()
         self._replies.stop()
@@ -450,6 +457,7 @@ class Session:
     def _too_long(self) -> None:
         self._tell("warning", -1, message=f"after {self.options.max_session_ms:g} ms the session closes at a turn's end")
         self._replies.end("", "max_session")
+        self._timers.set("length", self.options.max_turn_ms, self.close, "max_session")
 
     def _check_idle(self) -> None:
         idle_ms = self._now_ms() - self._floor.active_ms

@@ -19,6 +19,7 @@ from .history import Message
 __all__ = ["Snapshot"]
 
 VERSION = 1
+MOST_TEXT = 10_000
 TOOL_FRAMES: dict[str, type[Any]] = {"called": ToolCalled, "returned": ToolReturned}
 
 
@@ -54,9 +55,10 @@ class Snapshot:
         """As UTF-8 JSON. Notes and tool results that JSON does not know are left out, or become text."""
         told = attrs.asdict(self, recurse=False)
         told["history"] = [_message_out(message) for message in self.history]
+        told["line"] = _plain(self.line)
         for name in ("metadata", "data"):
             told[name] = {key: value for key, value in told[name].items() if _is_json(key, value)}
-        return json.dumps({"version": VERSION, **told}, default=str, separators=(",", ":")).encode()
+        return json.dumps({"version": VERSION, **told}, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, state: bytes) -> Snapshot:
@@ -84,13 +86,37 @@ def _is_json(key: Any, value: Any) -> bool:
     return isinstance(key, str)
 
 
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it; what it cannot becomes text."""
+    try:
+        json.dumps(value, allow_nan=False)
+        return value
+    except (TypeError, ValueError, RecursionError):
+        pass
+    if isinstance(value, dict):
+        return {str(key): _plain_text(inner) for key, inner in value.items() if isinstance(key, str)}
+    return _plain_text(value)
+
+
+def _plain_text(value: Any) -> Any:
+    if _is_json("", value):
+        return value
+    try:
+        return str(value)[:MOST_TEXT]
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
 def _message_out(message: Message) -> dict[str, Any]:
     told: dict[str, Any] = {"role": message.role, "text": message.text}
     if message.heard_text:
         told["heard_text"] = message.heard_text
     if message.tool_calls:
         told["tool_calls"] = [
-            [next(name for name, frame in TOOL_FRAMES.items() if isinstance(call, frame)), attrs.asdict(call)]
+            [
+                next(name for name, frame in TOOL_FRAMES.items() if isinstance(call, frame)),
+                {name: _plain(value) for name, value in attrs.asdict(call, recurse=False).items()},
+            ]
             for call in message.tool_calls
         ]
     return told

@@ -575,7 +575,7 @@ class TestStore:
 
     def test_another_manager_takes_a_session_over(self):
         """History, user and metadata are there; the one before ends as replaced and cannot write any more."""
-        session, after, (snapshot,), talking, _, second = self.talk(store.new("memory"))
+        session, after, (_, snapshot), talking, _, second = self.talk(store.new("memory"))
         assert [message.text for message in after.history][:2] == ["one", "You said one."]
         assert (after.user_id, after.tenant, after.metadata) == ("ann", "acme", {"lang": "en"})
         assert snapshot.line == {"mine": 1}
@@ -597,7 +597,7 @@ class TestStore:
             kept.down = False
             await CLOCK.sleep_ms(6_000)
 
-        _, _, (snapshot,), _, first, _ = self.talk(kept, outage)
+        _, _, (_, snapshot), _, first, _ = self.talk(kept, outage)
         assert [message.text for message in snapshot.history if message.role == "user"] == ["one", "typed"]
         assert first.counters["store_failed"] > 0
 

@@ -45,6 +45,8 @@ def serve(
         raise ConfigError(
             f"the server needs {error.name!r}, which is not installed; install it: pip install 'beluga-voice[server]'"
         ) from error
+    if admin is not None and port and port <= admin + workers - 1 and admin <= port:
+        raise ConfigError(f"--port {port} is taken by --admin {admin} with --workers {workers}; choose another --admin")
     logs.set_up_logs()
     place = supervision.place()
     if workers > 1 and place is None:
@@ -56,7 +58,7 @@ def serve(
     found = _services(app)
     for service in found:
         serving.check_address(host, service.options)
-        _check_workers(service.manager.store, workers)
+        _check_workers(service.manager.store, workers, target)
         if place is not None:
             service.share_secret(place.secret)
     sock = socket.socket(fileno=place.fd) if place else serving.bound(host, port)
@@ -108,7 +110,7 @@ def _services(app: Any, target: str = "") -> Any:
         raise ConfigError(f"{target} is {type(app).__name__}; expected {TARGETS}") from None
 
 
-def _check_workers(store: Any, workers: int) -> None:
+def _check_workers(store: Any, workers: int, target: str | None) -> None:
     """Refuse workers that cannot find one another's calls.
 
     Raises:
@@ -118,5 +120,9 @@ def _check_workers(store: Any, workers: int) -> None:
         name = f"the store {store.provider!r} is" if store is not None and store.provider else "without a store calls are"
         raise ConfigError(
             f"--workers {workers}: {name} known to one process alone, and a caller who comes back may reach another; "
-            'put a shared one into the configuration: [store] provider = "redis"'
+            + (
+                f'{target} has settings of its own, so give its SessionManager a shared one: store=store.new("redis", url=...)'
+                if target
+                else 'put a shared one into the configuration: [store] provider = "redis"'
+            )
         )

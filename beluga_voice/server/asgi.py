@@ -180,6 +180,8 @@ async def _new_ticket(request: Request) -> Response:
         return _refused(400, str(error))
     grant = await _authenticated(request, service.options, asked)
     if grant is None:
+        if service.options.authenticate is not None:
+            return _refused(401, "this request was not recognised; no ticket is given")
         return _refused(401, "no valid key; send Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
     ticket = service.tickets.issue(grant.user_id, grant.tenant, grant.metadata)
     url = service.options.public_url or str(request.url_for("voice"))

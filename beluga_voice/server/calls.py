@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketState
 from .. import wire
 from ..errors import (
     DuplicateSessionError,
+    ProviderError,
     SessionClosedError,
     SessionLimitError,
     SessionNotFoundError,
@@ -139,11 +140,11 @@ async def _resumed(service: Service, hello: wire.Hello, session_id: str) -> tupl
 
     try:
         session = await service.manager.resume(session_id, connect, check)
-    except (SessionNotFoundError, DuplicateSessionError):
+    except SessionNotFoundError:
         raise wire.WireError(GONE, UNKNOWN) from None
     except SessionLimitError as error:
         raise _full(error.retry_after_ms) from None
-    except SessionClosedError:
+    except (SessionClosedError, DuplicateSessionError, ProviderError):  # also while another try is under way
         raise _full(RETRY_AFTER_MS) from None
     line = session.line
     assert isinstance(line, WireLine)

@@ -17,6 +17,7 @@ needs a memory: this process's own and, where the manager's store is shared betw
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -37,6 +38,7 @@ __all__ = ["LONGEST_TICKET", "Grant", "TicketError", "Tickets"]
 VERSION = "t1"
 LONGEST_TICKET = 4_096  # what a hello takes
 GET_ANOTHER = "get a new one from POST /v1/sessions"
+STORE_MS = 2_000.0
 log = logging.getLogger("beluga_voice.server")
 
 
@@ -132,8 +134,9 @@ class Tickets:
         if self._store is None:
             return True
         try:
-            return await self._store.claim(f"ticket:{ticket_id}", lease_ms=left_ms + 1_000.0) is not None
-        except BelugaVoiceError as error:
+            async with asyncio.timeout(STORE_MS / 1000.0):
+                return await self._store.claim(f"ticket:{ticket_id}", lease_ms=left_ms + 1_000.0) is not None
+        except (BelugaVoiceError, TimeoutError) as error:
             # Calls go on without the store; a ticket stolen in this very minute could then be used once more per process.
             log.warning("a ticket's single use is checked in this process alone: the store fails: %s", error)
             return True
