@@ -42,8 +42,13 @@ class Announcer:
             self._call("transcript", text=data["text"], is_final=data["is_final"])
         elif name == "interrupted":
             self._call("interrupted", heard_text=data["heard_text"])
-        elif name == "error" and data["error"] is not None:
-            self._call("error", stage=data["stage"], error=data["error"])
+        elif name == "error":
+            error = data["error"]
+            # With the cause's traceback: what an agent of one's own raised is found where it was raised.
+            why = None if error is None else error.__cause__ or error
+            log.warning("session %s: %s failed: %s", self._session_id, data["stage"], data["message"], exc_info=why)
+            if error is not None:
+                self._call("error", stage=data["stage"], error=error)
         elif name == "turn_finished":
             self._call("turn_finished", turn=data["record"])
         elif name == "opened":

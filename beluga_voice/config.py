@@ -52,7 +52,7 @@ from .options import build, nearest
 from .server.options import ServerOptions
 from .settings import BargeInOptions, SessionOptions
 
-__all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads", "server_options"]
+__all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads", "server_options", "tables"]
 
 DEFAULTS = {"vad": "silero", "turn": "silence", "stt": "moonshine", "agent": "rules", "tts": "espeak"}
 KINDS = ("vad", "turn", "stt", "agent", "tts", "s2s")
@@ -123,6 +123,11 @@ def engine(kind: str, path: str | os.PathLike[str] | None = None) -> Any:
 def server_options(path: str | os.PathLike[str]) -> ServerOptions:
     """The `[server]` table of a file alone, for a manager that the program has made. Raises what `load` raises."""
     return _Reader(os.fspath(path)).server()
+
+
+def tables(path: str | os.PathLike[str], but: str) -> list[str]:
+    """The tables that a file has, without the one called `but`. Raises what `load` raises."""
+    return [f"[{name}]" for name in _Reader(os.fspath(path)).file.tables if name != but]
 
 
 class _Reader:

@@ -179,7 +179,7 @@ class Dialogue:
             elif snapshot.pending:
                 self._typed(TextIn(snapshot.pending, snapshot.seq))
         elif self._options.greeting:
-            self.replies.say(self._options.greeting, interrupt=False, interruptible=True)
+            self.replies.greet(self._options.greeting)
         else:
             self.floor.move(Happening.READY)
             self.replies.next()

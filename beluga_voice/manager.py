@@ -31,6 +31,7 @@ from .clock import Clock
 from .errors import (
     DuplicateSessionError,
     OptionError,
+    ProviderError,
     ProviderTimeoutError,
     SessionClosedError,
     SessionNotFoundError,
@@ -144,7 +145,10 @@ class SessionManager:
                     await self._engines.aclose()
             finally:
                 if self.store is not None:
-                    await self._in_time(self.store.aclose())
+                    try:
+                        await self._in_time(self.store.aclose())
+                    except ProviderError as error:
+                        log.warning("the store was left open: %s", error)
 
     @property
     def ready(self) -> bool:
@@ -172,8 +176,9 @@ class SessionManager:
         await self._close_all(self.sessions, "drain")
 
     def listen(self, listener: Callable[[Session], Listener]) -> None:
-        """Have `listener(session)` give what is to hear the events of every session that begins from now on."""
-        self._listeners = (*self._listeners, listener)
+        """Have `listener(session)` give what is to hear the events of every later session. Told twice, it counts once."""
+        if listener not in self._listeners:
+            self._listeners = (*self._listeners, listener)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -337,7 +342,8 @@ class SessionManager:
             if isinstance(line, Transport):
                 await line.aclose()
             if claim is not None and not resumes and self.store is not None:
-                self._tasks.spawn(self._let_go(self.store, slot.session_id, claim.epoch), f"let go {slot.session_id}")
+                letting = self._tasks.spawn(self._let_go(self.store, slot.session_id, claim.epoch), "let go")
+                await asyncio.wait({letting})
             raise
         slot.session, slot.keeper = session, keeper[0] if keeper else None
         slot.begun.set()

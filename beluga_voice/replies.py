@@ -89,7 +89,7 @@ class Replies:
         if by_caller and not heard and reply.turn is not None:
             self._floor.reopen(reply.turn)
             return
-        if by_caller and not heard and self._saying is not None:
+        if by_caller and not heard and self._saying is not None and not self._saying.passing:
             self._says.put(self._saying, first=True, over_limit=True)
             self._saying = None
         start_ms = None
@@ -151,6 +151,11 @@ class Replies:
             self._on_finished(turn.record(text, heard, interrupted))
 
     # --- what is said of its own accord ------------------------------------------------------------------------------
+
+    def greet(self, text: str) -> None:
+        """Say `text` first, unless the caller is quicker."""
+        self._says.put(Say(text, True, passing=True))
+        self.next()
 
     def say(self, text: str, *, interrupt: bool, interruptible: bool) -> Say:
         """Queue `text` to be said when nobody speaks; with `interrupt`, instead of what is being said.

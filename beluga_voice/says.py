@@ -14,10 +14,14 @@ __all__ = ["Say", "SayHandle", "Says"]
 
 @attrs.define(eq=False)
 class Say:
-    """Something to say of one's own accord; `done` tells whether all of it was played."""
+    """Something to say of one's own accord; `done` tells whether all of it was played.
+
+    What is `passing` (a greeting) is not said later, once the caller has spoken into it.
+    """
 
     text: str
     interruptible: bool
+    passing: bool = False
     done: asyncio.Future[bool] = attrs.field(factory=lambda: asyncio.get_running_loop().create_future())
 
     def settle(self, played: bool) -> None:

@@ -432,3 +432,10 @@ def test_every_key_is_found_at_the_line_where_it_is_written(statements):
 def test_the_examples_of_the_docstrings_run(module):
     assert doctest.testmod(module).failed == 0
     assert Path(beluga_voice.__file__).parent in Path(module.__file__).parents
+
+
+def test_the_tables_of_a_file_are_told(tmp_path):
+    """For whoever uses one of them alone."""
+    path = tmp_path / "call.toml"
+    path.write_text('[server]\npage = false\n[session]\ngreeting = "Hello."\n[tts]\nprovider = "tone"\n', "utf-8")
+    assert config.tables(path, but="server") == ["[session]", "[tts]"]

@@ -14,7 +14,7 @@ from beluga_voice.builtin.memory_transport import MemoryTransport
 from beluga_voice.chain import each_frame
 from beluga_voice.clock import run_simulated
 from beluga_voice.errors import SessionLimitError
-from beluga_voice.frames import AudioIn
+from beluga_voice.frames import AudioIn, EndCall
 from beluga_voice.settings import BargeInOptions
 from beluga_voice.testing import LoudVAD, ScriptedSTT, hold, quiet, speech
 from beluga_voice.tts import TTS
@@ -121,6 +121,19 @@ class TestAtTheLimit:
             return ahead_ms
 
         assert 440 <= run_simulated(main()) <= 500
+
+    def test_sound_without_end_keeps_no_session_open(self):
+        """A caller's radio: the session still ends, by its length, and when the agent hangs up."""
+
+        async def goodbye(text, history):
+            yield EndCall("Bye.")
+
+        pcm = quiet(200) + (speech(5_000) + quiet(150)) * 40
+        options = SessionOptions(max_session_ms=20_000, max_turn_ms=5_000)
+        call = hold(chain(), pcm, options)
+        assert call.reason == "max_session"
+        assert call.events[-1].at_ms < 27_000
+        assert hold(chain(goodbye), pcm, options).reason == "agent_ended"
 
     @pytest.mark.parametrize("window_ms", [0, 2_000])
     def test_resume_window_ms(self, window_ms):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from beluga_voice import Chain, SessionOptions, transport, tts, turn
 from beluga_voice.builtin.memory_transport import MemoryTransport
 from beluga_voice.clock import Clock, run_simulated
-from beluga_voice.errors import ReconnectError, SessionClosedError
-from beluga_voice.frames import AudioIn, Transcript
+from beluga_voice.errors import LineLost, ReconnectError, SessionClosedError
+from beluga_voice.frames import AudioIn, TextIn, Transcript
 from beluga_voice.reconnect import Breaker
 from beluga_voice.session import Session
 from beluga_voice.stt import STT
@@ -284,6 +284,43 @@ class TestReplies:
         (record,) = run_simulated(main()).session.turns
         assert record.heard_text == "Sorry."
 
+    def test_an_old_line_that_fails_late_harms_the_new_one_not(self):
+        """Sending was stuck in it when it was lost."""
+
+        class Stuck(MemoryTransport):
+            stuck = None
+
+            async def send(self, frame):
+                if self.stuck is not None:
+                    await self.stuck.wait()
+                    raise LineLost("closed")
+                await super().send(frame)
+
+            async def aclose(self):
+                if self.stuck is not None:
+                    await CLOCK.sleep_ms(200)
+                    self.stuck.set()
+                await super().aclose()
+
+        async def main():
+            line, events = Stuck(), []
+            session = Session(chain(long), line, listeners=[events.append])
+            running = asyncio.create_task(session.run())
+            line.push(TextIn("go"))
+            await CLOCK.sleep_ms(1_000)
+            line.stuck = asyncio.Event()
+            await CLOCK.sleep_ms(300)
+            line.lose()
+            await CLOCK.sleep_ms(500)
+            new = MemoryTransport()
+            await session.reattach(new)
+            await CLOCK.sleep_ms(10_000)
+            new.hang_up()
+            await running
+            return [event.data["state"] for event in events if event.name == "state"]
+
+        assert run_simulated(main()).count("reconnecting") == 1
+
     def test_a_greeting_is_not_lost(self):
         """Cut off in the greeting: the rest of it comes over the new line."""
 
@@ -417,6 +454,48 @@ class TestReconnect:
         assert isinstance(error.__cause__, OSError)
         assert caller.states[-1] == "error"
         assert caller.session.end_reason == "error"
+
+    def test_a_line_that_does_not_fit_does_not_wait_for_ever(self):
+        """It is closed, and the window runs on."""
+
+        async def main():
+            caller = Caller(SessionOptions(resume_window_ms=2_000))
+            caller.cut()
+            await CLOCK.sleep_ms(10)
+
+            async def connect():
+                return MemoryTransport(input_rate_hz=8_000)
+
+            with pytest.raises(ValueError, match="8000 Hz"):
+                await caller.session.reconnect(connect)
+            return await caller.running
+
+        assert run_simulated(main()) == "lost"
+
+    def test_an_attempt_that_hangs_is_given_up(self):
+        """The next one is made."""
+        hung = []
+
+        async def main():
+            caller = Caller()
+            caller.cut()
+            await CLOCK.sleep_ms(10)
+
+            async def connect():
+                hung.append(1)
+                if len(hung) == 1:
+                    await asyncio.Event().wait()
+                caller.line = MemoryTransport()
+                return caller.line
+
+            await caller.session.reconnect(connect)
+            await CLOCK.sleep_ms(10)
+            state = caller.session.state
+            caller.session.close()
+            await caller.running
+            return state
+
+        assert run_simulated(main()) == "listening"
 
     def test_it_can_be_cancelled(self):
         """The window runs on as if nobody had dialled."""

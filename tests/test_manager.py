@@ -18,6 +18,7 @@ from beluga_voice.errors import (
     ConnectFailedError,
     DuplicateSessionError,
     OptionError,
+    ProviderTimeoutError,
     SessionClosedError,
     SessionLimitError,
     SessionNotFoundError,
@@ -138,6 +139,20 @@ class TestCaps:
 
         assert run_simulated(main()) == ([1, 1, 0, 0], "max_per_user", "max_per_tenant")
 
+    def test_one_who_waits_for_another_reason_bars_nobody(self):
+        """A user at their own cap waits; others are let in past them."""
+
+        async def main():
+            async with SessionManager(chain(), max_per_user=1, max_waiting=5, max_wait_ms=60_000) as manager:
+                await manager.create(line(), user_id="ann")
+                waiting = asyncio.create_task(manager.create(line(), user_id="ann"))
+                await CLOCK.sleep_ms(10)
+                await manager.create(line(), user_id="bob")
+                waiting.cancel()
+                return len(manager.sessions)
+
+        assert run_simulated(main()) == 2
+
     def test_a_place_given_back_is_taken_again(self):
         """Closing one makes room for one."""
 
@@ -210,6 +225,38 @@ class TestEngines:
             return voice.warmed, voice.closed
 
         assert run_simulated(main()) == (1, 1)
+
+    def test_whoever_waits_for_an_engine_is_let_in_when_it_has_caught_up(self):
+        """Nobody has to leave for that."""
+
+        async def main():
+            voice, behind = CountingVoice(), [9_000.0]
+            type(voice).wait_ms = property(lambda self: behind[0])
+            async with SessionManager(chain(voice=voice), max_waiting=1) as manager:
+                waiting = asyncio.create_task(manager.create(line()))
+                await CLOCK.sleep_ms(1_000)
+                behind[0] = 0.0
+                await CLOCK.sleep_ms(500)
+                return waiting.done()
+
+        assert run_simulated(main())
+
+    def test_a_session_whose_making_outlasts_the_manager_does_not_begin(self):
+        """The manager was left while a chain was being chosen."""
+
+        async def main():
+            async def choose(hello):
+                await CLOCK.sleep_ms(2_000)
+                return chain()
+
+            async with SessionManager(choose) as manager:
+                creating = asyncio.create_task(manager.create(line()))
+                await CLOCK.sleep_ms(100)
+            with pytest.raises(SessionClosedError):
+                await creating
+            return len(manager.sessions), len(asyncio.all_tasks())
+
+        assert run_simulated(main()) == (0, 1)
 
     def test_the_caller_may_choose_the_chain(self):
         """What the hello says decides; what is no chain is an error, and leaves no place taken."""
@@ -617,6 +664,113 @@ class TestStore:
         state, kept = run_simulated(main())
         assert state == "listening"
         assert Snapshot.from_bytes(kept).session_id == "s"
+
+    def test_what_is_saved_while_a_resume_waits_is_not_lost(self):
+        """The claim brings the newest state, not what was read before."""
+
+        async def main():
+            kept, gate = store.new("memory"), asyncio.Event()
+
+            async def choose(hello):
+                await gate.wait()
+                return chain()
+
+            async with SessionManager(chain(), store=kept) as first, SessionManager(choose, store=kept) as second:
+                talking = line()
+                await first.create(talking, session_id="s")
+                await CLOCK.sleep_ms(100)
+                resuming = asyncio.create_task(second.resume("s", lambda snapshot: line()))
+                await CLOCK.sleep_ms(100)
+                talking.push(TextIn("typed"))
+                await CLOCK.sleep_ms(3_000)
+                gate.set()
+                return (await resuming).history[0].text
+
+        assert run_simulated(main()) == "typed"
+
+    def test_two_attempts_of_one_caller_find_one_session(self):
+        """The second waits for the first, and takes what it made."""
+
+        async def main():
+            kept = store.new("memory")
+            async with SessionManager(chain(), store=kept) as first, SessionManager(chain(), store=kept) as second:
+                await first.create(line(), session_id="s")
+                await CLOCK.sleep_ms(100)
+                return await asyncio.gather(*(second.resume("s", lambda snapshot: line()) for _ in range(2)))
+
+        one, other = run_simulated(main())
+        assert one is other
+
+    def test_a_session_is_kept_as_long_as_it_lives(self):
+        """Also while nothing happens that would be saved: a very long answer."""
+
+        async def endless(text, history):
+            for _ in range(60):
+                yield "And so on and on it goes. "
+
+        async def main():
+            kept = store.new("memory")
+            async with SessionManager(chain(endless), store=kept) as manager:
+                talking = line()
+                await manager.create(talking, session_id="s")
+                talking.push(TextIn("go"))
+                await CLOCK.sleep_ms(70_000)
+                return await kept.get("s") is not None, manager.get("s").state
+
+        assert run_simulated(main()) == (True, "responding")
+
+    def test_a_question_that_drain_cuts_off_is_answered_elsewhere(self):
+        """What was not answered to its end stays to be answered."""
+
+        async def slow(text, history):
+            await CLOCK.sleep_ms(5_000)
+            return "The answer."
+
+        async def main():
+            kept = store.new("memory")
+            async with SessionManager(chain(slow), store=kept) as first, SessionManager(chain(slow), store=kept) as second:
+                talking = line()
+                await first.create(talking, session_id="s")
+                talking.push(TextIn("question"))
+                await CLOCK.sleep_ms(500)
+                await first.drain(1_000)
+                session = await second.resume("s", lambda snapshot: line())
+                await CLOCK.sleep_ms(9_000)
+                return [message.text for message in session.history]
+
+        assert run_simulated(main()) == ["question", "The answer."]
+
+    def test_an_id_whose_session_did_not_begin_is_free_again(self):
+        """Its claim is given back at once."""
+
+        async def main():
+            def fail(session):
+                raise RuntimeError("mine")
+
+            async with SessionManager(chain(), store=store.new("memory"), listeners=[fail]) as manager:
+                for _ in range(2):
+                    with pytest.raises(RuntimeError, match="mine"):
+                        await manager.create(line(), session_id="s")
+
+        run_simulated(main())
+
+    def test_a_store_that_hangs_holds_nobody_for_long(self):
+        """Beginning, resuming and leaving take a bounded time."""
+
+        class Hanging(MemoryStore):
+            async def claim(self, *args, **told):
+                await asyncio.Event().wait()
+
+            get = aclose = claim
+
+        async def main():
+            async with SessionManager(chain(), store=Hanging()) as manager:
+                await manager.create(line(), session_id="s")
+                with pytest.raises(ProviderTimeoutError):
+                    await manager.resume("t", lambda snapshot: line())
+            return CLOCK.now_ms()
+
+        assert run_simulated(main()) < 30_000
 
     def test_a_session_that_ended_cannot_be_resumed(self):
         """It was said goodbye to: the store has forgotten it."""

@@ -41,6 +41,23 @@ async def long(text, history):
     yield "It even has a second sentence that is as long as the first one."
 
 
+class TestGreeting:
+    def test_a_caller_who_speaks_first_is_not_greeted_after_their_answer(self):
+        """Who says hello as they connect is answered; the greeting's time is over."""
+        call = hold(chain(short), speech(1_000) + quiet(4_000), SessionOptions(greeting="Good morning to you."))
+        assert [message.text for message in call.history] == ["one", "You said one."]
+
+    def test_what_an_agent_raises_is_logged_where_it_was_raised(self, caplog):
+        """The traceback names the agent's own line."""
+
+        async def buggy(text, history):
+            raise KeyError("my bug")
+
+        hold(chain(buggy), quiet(300) + speech(800) + quiet(3_000))
+        assert "in buggy" in caplog.text
+        assert "KeyError: 'my bug'" in caplog.text
+
+
 class TestTurn:
     def test_a_turn_is_heard_answered_and_recorded(self):
         """One utterance makes one turn with its text, its reply and its times."""

@@ -74,11 +74,10 @@ class TestSecrecy:
         tokens.issue()
         assert not tokens.check(guess)
 
-    def test_guesses_are_bounded(self):
-        """After 100 wrong ones in a row not even the right one opens, until an attached caller proves one."""
+    def test_guesses_lock_nobody_out(self):
+        """Wrong ones are counted; the right one opens all the same."""
         tokens = ResumeTokens()
         token = tokens.issue()
         assert not any(tokens.check("wrong") for _ in range(100))
-        assert not tokens.check(token)
-        tokens.confirm()
+        assert tokens.guesses == 100
         assert tokens.check(token)

@@ -90,6 +90,12 @@ def _application(target: str | None, config_path: str | None) -> Any:
             raise ConfigError(f"{target} is an application with options of its own; leave --config out")
         _services(found, target)
         return found
+    if found is not None and config_path:
+        unused = config.tables(config_path, but="server")
+        if unused:
+            click.echo(
+                f"beluga-voice: warning: {config_path}: {target} has settings of its own; not used: {', '.join(unused)}", err=True
+            )
     if isinstance(found, SessionManager):
         return app(found, config.server_options(config_path) if config_path else None)
     if isinstance(found, Chain):

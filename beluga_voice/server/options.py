@@ -12,6 +12,7 @@ like "https://app.example"
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -66,6 +67,8 @@ class ServerOptions:
                 raise OptionError(
                     f'origins has {origin!r}; expected "*" or a scheme, a host and perhaps a port, like "https://app.example"'
                 )
+        if self.public_url and urlsplit(self.public_url).scheme not in ("ws", "wss"):
+            raise OptionError(f'public_url is {self.public_url!r}; expected an address like "wss://voice.example/v1/voice"')
         if any(len(key) < SHORTEST_KEY for key in self.api_keys):
             raise OptionError(f"api_keys has one shorter than {SHORTEST_KEY} characters; make it with: openssl rand -hex 32")
         if self.ticket_secret and len(self.ticket_secret) < SHORTEST_SECRET:
