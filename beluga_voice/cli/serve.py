@@ -93,9 +93,8 @@ def _application(target: str | None, config_path: str | None) -> Any:
     if found is not None and config_path:
         unused = config.tables(config_path, but="server")
         if unused:
-            click.echo(
-                f"beluga-voice: warning: {config_path}: {target} has settings of its own; not used: {', '.join(unused)}", err=True
-            )
+            left = ", ".join(unused)
+            click.echo(f"beluga-voice: warning: {config_path}: {target} has settings of its own; not used: {left}", err=True)
     if isinstance(found, SessionManager):
         return app(found, config.server_options(config_path) if config_path else None)
     if isinstance(found, Chain):
