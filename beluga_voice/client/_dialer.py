@@ -23,6 +23,7 @@ __all__ = ["FULL", "LOST_CODES", "NOT_RESUMABLE", "Attached", "Dialer", "Token"]
 LOST_CODES = (1001, 1005, 1006, 1011, 1012, 1014)
 GOING_AWAY, FULL, PROTOCOL, UNAUTHORISED, NOT_RESUMABLE = 1001, 1013, 4400, 4401, 4410
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 250.0, 10_000.0
+EARLY_TRIES, EARLY_DELAY_MS = 8, 2_000.0  # somebody waits: most breaks are over within seconds
 ATTEMPT_MS = 5_000.0
 MOST_TOKENS = 3
 
@@ -94,7 +95,8 @@ class Dialer:
         """How long to wait after that many tries: full jitter, so that the clients of a dead server do not return as one."""
         if why.code == FULL and (wish_ms := retry_after_ms(why.reason)) is not None:
             return wish_ms
-        return self._rng.uniform(0.0, min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** min(tries, 10)))
+        longest_ms = EARLY_DELAY_MS if tries < EARLY_TRIES else LONGEST_DELAY_MS
+        return self._rng.uniform(0.0, min(longest_ms, FIRST_DELAY_MS * 2 ** min(tries, 10)))
 
     def learn_token(self, token: str) -> None:
         """Try this token first from now on.

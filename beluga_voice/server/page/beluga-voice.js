@@ -33,9 +33,12 @@ const TIMING = Object.freeze({
   connectMs: 10_000, // a new call that nobody has taken by then is given up
   attemptMs: 5_000, // a connection that has not said welcome by then is tried anew
   firstDelayMs: 250, // of the exponential back-off, after a first try at once
+  earlyDelayMs: 2_000, // of the first eight tries: somebody waits, and most breaks are over within seconds
   maxDelayMs: 10_000,
   tickMs: 250,
 });
+
+const EARLY_TRIES = 8;
 
 export class VoiceClient extends EventTarget {
   #options;
@@ -209,7 +212,8 @@ export class VoiceClient extends EventTarget {
     const patience = this.#resume === null ? this.#timing.connectMs : this.#timing.resumeWindowMs;
     if (lostForMs > patience) return this.#end(1006, "the server cannot be reached");
     if (this.#resume !== null) this.#tell("reconnecting", { attempt: this.#attempt, lostForMs, moving });
-    const most = Math.min(this.#timing.maxDelayMs, this.#timing.firstDelayMs * 2 ** this.#attempt);
+    const longest = this.#attempt < EARLY_TRIES ? this.#timing.earlyDelayMs : this.#timing.maxDelayMs;
+    const most = Math.min(longest, this.#timing.firstDelayMs * 2 ** this.#attempt);
     const wait = delayMs ?? (this.#attempt === 0 ? 0 : Math.random() * most);
     this.#attempt += 1;
     this.#timer = setTimeout(() => this.#open(), wait);
