@@ -14,11 +14,11 @@ from .clock import Clock
 from .events import SessionEvent
 from .reconnect import backoff_ms
 from .session import Session
+from .shelf import LEASE_MS
 from .store import SessionStore
 
 __all__ = ["Keeper"]
 
-LEASE_MS = 15_000.0  # how long a process that says nothing still owns its sessions
 RETRY_MS = 250.0
 SAVE_ON = ("opened", "resumed", "turn_heard", "turn_finished", "goaway")
 TO_BE_CONTINUED = ("drain", "cancelled")  # the process ends, not the conversation

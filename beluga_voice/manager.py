@@ -18,7 +18,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,21 +29,19 @@ from .admission import Admission, ManagerOptions, Slot
 from .chain import Chain
 from .clock import Clock
 from .errors import (
-    DuplicateSessionError,
     OptionError,
-    ProviderError,
-    ProviderTimeoutError,
     SessionClosedError,
     SessionNotFoundError,
 )
 from .events import SessionEvent
-from .keeping import LEASE_MS, Keeper
+from .keeping import Keeper
 from .options import build, nearest
 from .reconnect import Breaker
 from .session import Session
 from .settings import SessionOptions
+from .shelf import LEASE_MS, Shelf, read
 from .snapshot import Snapshot
-from .store import Claim, SessionStore
+from .store import SessionStore
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -58,7 +56,6 @@ Choose = Callable[[Mapping[str, Any]], "Chain | Awaitable[Chain]"]
 log = logging.getLogger("beluga_voice.manager")
 BEAT_MS = LEASE_MS / 3
 CLOSING_MS = 10_000.0
-STORE_MS = 5_000.0  # a store that takes longer counts as failed
 MOST_HELD = 256  # engines kept ready beyond their last session
 
 
@@ -103,6 +100,7 @@ class SessionManager:
         self.limits: ManagerOptions = _changed(limits or ManagerOptions(), settings, lambda name: name in of_limits)
         self.chain, self.store = chain, store
         self.counters: Counter[str] = Counter()
+        self._shelf = Shelf(store, self.counters)
         self._listeners, self._on_state_changed = tuple(listeners), on_state_changed
         self._clock = clock or Clock()
         self._admission = Admission(self.limits, self._clock)
@@ -119,8 +117,7 @@ class SessionManager:
 
     async def __aenter__(self) -> Self:
         """Make the store and the engines ready."""
-        if self.store is not None:
-            await self._in_time(self.store.prewarm())
+        await self._shelf.open()
         try:
             if isinstance(self.chain, Chain):
                 await self._enter(self.chain)
@@ -144,11 +141,7 @@ class SessionManager:
                 async with self._entering:
                     await self._engines.aclose()
             finally:
-                if self.store is not None:
-                    try:
-                        await self._in_time(self.store.aclose())
-                    except ProviderError as error:
-                        log.warning("the store was left open: %s", error)
+                await self._shelf.close()
 
     @property
     def ready(self) -> bool:
@@ -260,7 +253,7 @@ class SessionManager:
                     check(session)
                 self.counters["resumed_hot"] += 1
                 return session
-            snapshot = await self._kept(session_id)
+            snapshot = await self._shelf.look(session_id)
             await connect(snapshot).aclose()  # whoever may not have it is refused before anything is taken
             slot = await self._admit(session_id, snapshot.user_id, snapshot.tenant, first=True)
             session = await self._start(slot, connect, snapshot.metadata, None, resumes=True)
@@ -312,10 +305,10 @@ class SessionManager:
         try:
             chain = await self._choose(metadata if hello is None else hello)
             self._admission.recheck(slot, chain.engines)
-            if self.store is not None and named:
-                claim = await self._claim(self.store, slot.session_id, force=resumes)
+            if named:
+                claim = await self._shelf.claim(slot.session_id, force=resumes)
             if not isinstance(line, Transport):  # now nobody else writes: what is kept is the newest
-                snapshot = _read(slot.session_id, claim.state if claim is not None else None)
+                snapshot = read(slot.session_id, claim.state if claim is not None else None)
                 line = line(snapshot)
             if not self.ready:
                 raise _going()
@@ -341,8 +334,8 @@ class SessionManager:
             slot.begun.set()
             if isinstance(line, Transport):
                 await line.aclose()
-            if claim is not None and not resumes and self.store is not None:
-                letting = self._tasks.spawn(self._let_go(self.store, slot.session_id, claim.epoch), "let go")
+            if claim is not None and not resumes:
+                letting = self._tasks.spawn(self._shelf.let_go(slot.session_id, claim), "let go")
                 await asyncio.wait({letting})
             raise
         slot.session, slot.keeper = session, keeper[0] if keeper else None
@@ -402,7 +395,7 @@ class SessionManager:
                     await self._engines.enter_async_context(engine)
                     self._entered.add(id(engine))
 
-    # --- the store ---------------------------------------------------------------------------------------------------
+    # --- keeping and tidying -----------------------------------------------------------------------------------------
 
     async def _living(self, session_id: str) -> Session | None:
         """The session of that id, once it has begun; one that is ending is gone first."""
@@ -417,38 +410,6 @@ class SessionManager:
             else:
                 session: Session = slot.session
                 return session
-
-    async def _kept(self, session_id: str) -> Snapshot:
-        return _read(session_id, await self._in_time(self.store.get(session_id)) if self.store is not None else None)
-
-    async def _claim(self, store: SessionStore, session_id: str, *, force: bool) -> Claim | None:
-        """Own the session in the store; None when the store is out of reach: the call begins, and is claimed later."""
-        try:
-            claim = await self._in_time(store.claim(session_id, lease_ms=LEASE_MS, force=force))
-        except Exception as error:
-            if force:
-                raise
-            self.counters["store_failed"] += 1
-            log.warning("session %s is not kept for now: %s", session_id, error)
-            return None
-        if claim is None:
-            raise DuplicateSessionError(f"a session {session_id!r} lives in another process; resume it with its token")
-        return claim
-
-    async def _let_go(self, store: SessionStore, session_id: str, epoch: int) -> None:
-        """Nothing came of a claim."""
-        with suppress(Exception):
-            await self._in_time(store.delete(session_id, epoch))
-
-    async def _in_time(self, work: Awaitable[T]) -> T:
-        """What a store gives, or ProviderTimeoutError."""
-        try:
-            async with asyncio.timeout(STORE_MS / 1000.0):
-                return await work
-        except TimeoutError as error:
-            if isinstance(error, ProviderTimeoutError):
-                raise
-            raise ProviderTimeoutError(f"the store did not answer within {STORE_MS:g} ms", kind="store") from None
 
     def _keeper(self, store: SessionStore, session: Session, epoch: int | None) -> Keeper:
         return Keeper(
@@ -495,15 +456,6 @@ def _changed(options: Any, settings: Mapping[str, Any], mine: Callable[[str], bo
 
 def _going() -> SessionClosedError:
     return SessionClosedError("the server is going away and takes no more calls; call another one")
-
-
-def _read(session_id: str, state: bytes | None) -> Snapshot:
-    if state is None:
-        raise SessionNotFoundError(f"session {session_id!r} has ended, or its time to come back is over")
-    try:
-        return Snapshot.from_bytes(state)
-    except ValueError as error:
-        raise SessionNotFoundError(f"session {session_id!r} cannot be read: {error}") from error
 
 
 async def _nothing() -> None:

@@ -18,7 +18,7 @@ LAYERS = {
         *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth"),
         *("floor", "replies", "owed", "overhearing", "dialogue", "asking", "session"),
         *("_spans", "_turn_spans", "_instruments"),
-        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping"),
+        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "shelf"),
         *("admission", "connection", "announcing"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "_imports", "__main__"),
