@@ -47,13 +47,17 @@ class Engine:
     """The root of every provider: options, lifetimes, and the stage it makes in a chain.
 
     `options` holds the engine's options (an attrs object) or None. `provider` is the name it was made by. `max_streams` is how
-    many sessions it can serve at once (None: as many as come); a manager admits no more.
+    many sessions it can serve at once (None: as many as come); a manager admits no more. `account` is whose limits and health
+    its calls share: provider, place and a fingerprint of the credential; empty for an engine that runs here. Of one account
+    at most `max_concurrent` calls are under way at once (None: as many as come).
     """
 
     kind: ClassVar[str] = "processor"
     options: Any = None
     provider: str = ""
     max_streams: int | None = None
+    account: str = ""
+    max_concurrent: int | None = None
     _users: int = 0
     _warm: bool = False
     _warming: asyncio.Lock | None = None

@@ -169,9 +169,8 @@ class AuthError(ProviderError):
 
 
 class InvalidRequestError(ProviderError):
-    """The provider refused the request itself; asking again changes nothing."""
-
-    other_may_help = False
+    """The provider refused the request itself: asking it again changes nothing. What one refuses (a model that is gone, a text
+    that is too long) another may take."""
 
 
 class RateLimitError(ProviderError):

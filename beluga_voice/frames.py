@@ -9,6 +9,7 @@ session began, from a running sample count, never from arrival time. Audio is si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -20,12 +21,15 @@ __all__ = [
     "EndCall",
     "EndTurn",
     "Failed",
+    "FailedOver",
     "Frame",
+    "HealthChanged",
     "ImageIn",
     "Interrupt",
     "Interrupted",
     "ReplyEnded",
     "ReplyStarted",
+    "Retried",
     "SpeechEnded",
     "SpeechProbability",
     "SpeechStarted",
@@ -39,6 +43,7 @@ __all__ = [
     "TurnEndProposed",
     "TurnEndWithdrawn",
     "TurnEnded",
+    "Usage",
     "Word",
     "WordsFrom",
     "WordsWanted",
@@ -219,7 +224,8 @@ class Word:
 class Transcript:
     """What was said: an interim one may still change, a final one will not.
 
-    `closes` marks the one final that answers a request to finalize; it may be empty.
+    `closes` marks the one final that answers a request to finalize; it may be empty. `through_ms` says how much of all the
+    audio its stream was given is told by this and earlier finals: what came before need not be heard again. None: unknown.
     """
 
     text: str
@@ -228,6 +234,7 @@ class Transcript:
     language: str = ""
     words: tuple[Word, ...] = ()
     closes: bool = False
+    through_ms: float | None = None
 
 
 # --- the reply -------------------------------------------------------------------------------------------------------
@@ -308,6 +315,52 @@ class Failed:
     error: Exception
 
 
+# --- providers -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Usage:
+    """What a call used, for the bill: `amounts` by unit ("audio_ms", "characters", "input_tokens", "output_tokens").
+
+    `kind` and `provider` say whose bill ("tts", "elevenlabs"), `model` by which price.
+    """
+
+    kind: str
+    provider: str
+    model: str = ""
+    amounts: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Retried:
+    """A call of `provider` failed with `error` and is made again: attempt number `attempt`, from 2."""
+
+    kind: str
+    provider: str
+    error: Exception
+    attempt: int = 2
+
+
+@attrs.frozen
+class FailedOver:
+    """From now on `new` does what `old` did. `error` says why; None: `new` is preferred and is well again."""
+
+    kind: str
+    old: str
+    new: str
+    error: Exception | None = None
+
+
+@attrs.frozen
+class HealthChanged:
+    """The breaker of a provider went from one state to another: "closed", "open", "half_open"."""
+
+    kind: str
+    provider: str
+    old: str
+    new: str
+
+
 Frame = (
     AudioIn
     | ImageIn
@@ -335,4 +388,8 @@ Frame = (
     | ToolCalled
     | ToolReturned
     | Failed
+    | Usage
+    | Retried
+    | FailedOver
+    | HealthChanged
 )
