@@ -2,7 +2,7 @@
 
 Sessions measure with a `Clock`, which follows the event loop's own time, so that sleeps, time-outs and measured times agree.
 Under a `SimulatedLoop` that time is simulated: it jumps to the next timer when every task waits on one, and stands still
-while pool work (a model in a thread) is under way. Tests and `talk --fast` run that way.
+while pool work (a model in a thread) is under way, or bytes between two ends in the same loop. Tests and `talk --fast` run that way.
 
 >>> async def nap():
 ...     clock = Clock()
@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 __all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "Timers", "epoch_ns", "local_now", "run_simulated", "wall_ms"]
 
 T = TypeVar("T")
+
+SOCKET_GRACE_S = 0.001  # real time: what was written to a loopback socket has arrived by then
 
 
 class Clock:
@@ -100,10 +102,13 @@ class _JumpingSelector(selectors.DefaultSelector):
             return ready
         if self.loop.pool_work:
             return super().select(None)
+        has_sockets = len(self.get_map()) > 1  # beside the loop's own wake-up pipe
+        if has_sockets and (ready := super().select(SOCKET_GRACE_S)):
+            return ready
         if timeout is not None:
             self.loop.advance(timeout)
             return ready
-        if len(self.get_map()) > 1:  # beside the loop's own wake-up pipe: a socket that may still speak
+        if has_sockets:
             return super().select(None)
         raise SimulationStalled(
             "every task waits and nothing will ever wake one: look for an await whose event never comes"
