@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nox
 
-PLUGINS = ("silero", "moonshine", "espeak", "piper", "redis")
+PLUGINS = ("silero", "moonshine", "espeak", "piper", "redis", "deepgram", "openai", "elevenlabs", "pydantic_ai")
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 nox.options.sessions = ["lint", "typing", "tests"]

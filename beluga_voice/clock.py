@@ -2,7 +2,8 @@
 
 Sessions measure with a `Clock`, which follows the event loop's own time, so that sleeps, time-outs and measured times agree.
 Under a `SimulatedLoop` that time is simulated: it jumps to the next timer when every task waits on one, and stands still
-while pool work (a model in a thread) is under way, or bytes between two ends in the same loop. Tests and `talk --fast` run that way.
+while pool work (a model in a thread) is under way, or bytes between two ends in the same loop. Tests and `talk --fast` run
+that way.
 
 >>> async def nap():
 ...     clock = Clock()

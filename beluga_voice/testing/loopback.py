@@ -48,8 +48,8 @@ class Sickness:
 
     Attributes:
         kind: "refuse" (HTTP `status` instead of an answer or a handshake), "hang" (nothing more comes), "cut" (the connection
-            breaks), "drip" (little by little), "garbage" (not what the protocol allows), "odd" (binary in odd lengths), "unknown"
-            (messages of types nobody knows in between), "empty" (the provider's answer without content).
+            breaks), "drip" (little by little), "garbage" (not what the protocol allows), "odd" (binary in odd lengths),
+            "unknown" (messages of types nobody knows in between), "empty" (the provider's answer without content).
         status: for "refuse".
         retry_after_s: for "refuse": its Retry-After header.
         after: what goes out well before it begins: bytes of an HTTP body, messages of a WebSocket. "hang" after 0: no answer,
@@ -110,7 +110,8 @@ class LoopbackServer:
         self.clock = Clock()
         self.open_connections = 0
         self._next: deque[Sickness] = deque()
-        self._share, self._random, self._of_share = 0.0, random.Random(0), (Sickness("refuse"),)
+        self._share, self._random = 0.0, random.Random(0)
+        self._of_share: tuple[Sickness, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
