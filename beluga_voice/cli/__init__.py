@@ -26,6 +26,7 @@ COMMANDS = {
     "call": ("beluga_voice.cli.call:call", "Call a server with a recording or the microphone."),
     "say": ("beluga_voice.cli.say:say", "Speak a text into a sound file."),
     "transcribe": ("beluga_voice.cli.transcribe:transcribe", "Write down what is said in a sound file."),
+    "check": ("beluga_voice.cli.check:check", "Check that a provider keeps the promises of its kind."),
     "providers": ("beluga_voice.cli.providers:providers", "Show which providers are installed."),
 }
 USER_ERROR, INTERRUPTED = 2, 130

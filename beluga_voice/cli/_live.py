@@ -18,7 +18,7 @@ from ..clock import wall_ms
 from ..events import SessionEvent, TurnRecord
 from ._report import printable
 
-__all__ = ["Display", "Lines", "Screen", "latencies", "new_display", "turns_table"]
+__all__ = ["Display", "Lines", "Screen", "latencies", "new_display", "provider_news", "turns_table"]
 
 REFRESH_MS = 100.0
 PLAIN_WIDTH = 80
@@ -144,6 +144,7 @@ class Lines(Display):
             "turn_finished": self._turn_finished,
             "error": self._error,
             "warning": lambda event: self._line(event.at_ms, "warning", printable(event.data["message"])),
+            **dict.fromkeys(("retried", "failed_over", "provider_health"), self._provider),
         }
 
     def _line(self, at_ms: float, who: str, text: str) -> None:
@@ -186,6 +187,10 @@ class Lines(Display):
         self._line(event.at_ms, "error", f"{printable(event.data['stage'])}: {printable(event.data['message'])}")
 
 
+    def _provider(self, event: SessionEvent) -> None:
+        self._line(event.at_ms, event.data["kind"], provider_news(event))
+
+
 class Screen(Display):
     """Finished turns scroll by; the turn under way, the state and a progress bar stay at the bottom."""
 
@@ -199,6 +204,7 @@ class Screen(Display):
             "turn_finished": self._turn_finished,
             "error": self._error,
             "warning": self._warning,
+            **dict.fromkeys(("failed_over", "provider_health"), self._provider),
         }
         self._live.start()
 
@@ -243,6 +249,9 @@ class Screen(Display):
     def _warning(self, event: SessionEvent) -> None:
         self.print(_spoken("!", "warning", Text(printable(event.data["message"]), "yellow"), "yellow"))
 
+    def _provider(self, event: SessionEvent) -> None:
+        self.print(_spoken("!", event.data["kind"], Text(provider_news(event), "yellow"), "yellow"))
+
     def _picture(self) -> Group:
         width = self.console.width - 14
         head = Table.grid(padding=(0, 1), expand=True)
@@ -270,6 +279,17 @@ def latencies(record: TurnRecord) -> str:
     if record.interrupted:
         told.append("interrupted")
     return " · ".join(filter(None, told)) or "no reply"
+
+
+def provider_news(event: SessionEvent) -> str:
+    """Who serves now instead of whom, and why; what is tried again; whose breaker opened or closed."""
+    data = event.data
+    why = f": {printable(str(data['error']))}" if data.get("error") else ""
+    if event.name == "failed_over":
+        return f"{printable(data['old'])} -> {printable(data['new'])}{why or ', which is preferred'}"
+    if event.name == "retried":
+        return f"{printable(data['provider'])} again{why}"
+    return f"the breaker of {printable(data['provider'])} is {data['state']}"
 
 
 def _told(parts: Mapping[str, float]) -> str:

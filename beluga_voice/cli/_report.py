@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,13 @@ import attrs
 
 from .. import audio
 from ..chain import Chain
+from ..engine import Engine
 from ..errors import AudioFileError, ConfigError
 from ..events import SessionEvent
+from ..frames import Usage
 from ..session import Session
 
-__all__ = ["NewFile", "as_json", "engine_work", "printable", "report", "to_text"]
+__all__ = ["NewFile", "as_json", "bill", "engine_work", "engines", "printable", "report", "to_text"]
 
 DEEPEST = 8
 
@@ -86,15 +88,36 @@ def report(session: Session, events: Sequence[SessionEvent], clock: str, duratio
             "limits": attrs.asdict(session.options),
             "counters": dict(session.counters),
             "engines": engine_work(session.chain),
+            "usage": session.usage,
         }
     )
     return told
 
 
+def engines(chain: Chain) -> Iterator[Engine]:
+    """The engines of a chain, each stand-by too."""
+    for engine in chain.engines:
+        yield from getattr(engine, "engines", (engine,))
+
+
+def bill(usage: Iterable[Usage]) -> Iterator[str]:
+    """What providers were used for, a line each: "stt deepgram nova-3: audio 12.3 s"."""
+    for used in usage:
+        amounts = ", ".join(_amount(unit, amount) for unit, amount in used.amounts.items() if amount)
+        if amounts:
+            yield printable(f"{used.kind} {used.provider} {used.model}".strip()) + f": {amounts}"
+
+
+def _amount(unit: str, amount: float) -> str:
+    if unit.endswith("_ms"):
+        return f"{printable(unit.removesuffix('_ms'))} {amount / 1000:.1f} s"
+    return f"{amount:g} {printable(unit.replace('_', ' '))}"
+
+
 def engine_work(chain: Chain) -> dict[str, dict[str, Any]]:
     """How often each engine with a pool was called and how long it worked, in ms of wall time."""
     work: dict[str, dict[str, Any]] = {}
-    for engine in chain.engines:
+    for engine in engines(chain):
         pool = getattr(engine, "pool", None)
         calls, busy_ms = getattr(pool, "calls", None), getattr(pool, "busy_ms", None)
         if calls is not None and busy_ms is not None:

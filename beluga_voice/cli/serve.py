@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .. import _imports, config
+from .. import config, imports
 from ..chain import Chain
 from ..errors import ConfigError
 
@@ -84,7 +84,7 @@ def _application(target: str | None, config_path: str | None) -> Any:
     from ..manager import SessionManager
     from ..server import app
 
-    found = _imports.load(target, [os.getcwd()]) if target else None
+    found = imports.load(target, [os.getcwd()]) if target else None
     if target and not isinstance(found, (SessionManager, Chain)):
         if config_path:
             raise ConfigError(f"{target} is an application with options of its own; leave --config out")
@@ -100,8 +100,6 @@ def _application(target: str | None, config_path: str | None) -> Any:
     if isinstance(found, Chain):
         return app(SessionManager(found), config.server_options(config_path) if config_path else None)
     setup = config.load(config_path) if config_path else config.default()
-    for warning in setup.warnings:
-        click.echo(f"beluga-voice: warning: {warning}", err=True)
     manager = SessionManager(setup.chain, setup.session, setup.manager, store=setup.store)
     return app(manager, setup.server)
 

@@ -24,7 +24,7 @@ from ..session import Session
 from ..tts import TTS
 from ._caller import caller
 from ._live import REFRESH_MS, Display, new_display, turns_table
-from ._report import NewFile, printable, report, to_text
+from ._report import NewFile, bill, engines, printable, report, to_text
 from ._timeline import draw, loudness
 
 __all__ = ["talk"]
@@ -74,8 +74,10 @@ def talk(
         output = OWN_OUTPUT
     _keep_apart({"INPUT": input_path, "--config": config_path}, output, report_path, timeline_path)
     setup = config.load(config_path) if config_path else config.default()
-    for warning in setup.warnings:
-        click.echo(f"beluga-voice: warning: {warning}", err=True)
+    remote = [f"{engine.kind} {engine.name!r}" for engine in engines(setup.chain) if engine.account]
+    if fast and remote:
+        what = f"{', '.join(remote)}: services take real time"
+        raise ConfigError(f"{what}; leave out --fast, or name engines that run here")
     with ExitStack() as stack:
         told = stack.enter_context(NewFile(report_path)) if report_path else None
         drawn = stack.enter_context(NewFile(timeline_path)) if timeline_path else None
@@ -228,6 +230,8 @@ def _show_end(
     show(lasted)
     for name, work in facts["engines"].items():
         show(f"{name} itself: {work['calls']} calls, {work['busy_ms']:.0f} ms of work")
+    for used in bill(call.session.usage if call.session is not None else ()):
+        show(f"used: {used}")
     counted = ", ".join(f"{name} {count:g}" for name, count in facts["counters"].items() if count)
     if counted:
         show(f"counted: {counted}")

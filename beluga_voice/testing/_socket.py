@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request as Handshake
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from .._streams import Channel
@@ -22,6 +24,8 @@ __all__ = ["Socket"]
 READ_BYTES = 65_536
 MOST_BYTES = 16 * 2**20
 UNKNOWN = json.dumps({"type": "a_type_of_2031", "message_type": "a_type_of_2031", "news": [1, {"two": None}]})
+QUIET = logging.getLogger(f"{__name__}.protocol")  # at DEBUG it would log every handshake's headers, keys and all
+QUIET.setLevel(logging.INFO)
 GARBAGE = "{this is: no JSON"
 
 
@@ -43,7 +47,7 @@ class Socket(AsyncIterator["bytes | str"]):
         self.close_code: int | None = None
         self.closed_ms: float | None = None
         self._writer, self._clock = writer, clock
-        self._protocol = ServerProtocol(max_size=MOST_BYTES)
+        self._protocol = ServerProtocol(max_size=MOST_BYTES, logger=QUIET)
         self._messages: Channel[bytes | str] = Channel(100_000)
         self._parts: list[bytes] = []
         self._is_text = False
@@ -61,8 +65,7 @@ class Socket(AsyncIterator["bytes | str"]):
         Raises:
             ConnectionResetError: the socket is closed.
         """
-        if self.closed.is_set():
-            raise ConnectionResetError("the socket is closed")
+        self._check_open()
         told = message if isinstance(message, (bytes, str)) else json.dumps(message)
         sick, well = self.sick, self._sent
         self._sent += 1
@@ -74,6 +77,7 @@ class Socket(AsyncIterator["bytes | str"]):
                 raise ConnectionResetError("cut")
             if sick.kind == "drip":
                 await self._clock.sleep_ms(sick.every_ms)
+                self._check_open()
             elif sick.kind == "garbage":
                 told = sick.body.decode("latin-1") or GARBAGE
             elif sick.kind == "unknown":
@@ -88,6 +92,10 @@ class Socket(AsyncIterator["bytes | str"]):
         else:
             self._protocol.send_text(told.encode())
         await self._flush()
+
+    def _check_open(self) -> None:
+        if self.closed.is_set() or self._protocol.state is not State.OPEN:
+            raise ConnectionResetError("the socket is closed")
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close it; closing twice does nothing."""
