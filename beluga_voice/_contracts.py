@@ -52,7 +52,7 @@ def own(kind: str, name: str, target: Any, given: Mapping[str, Any]) -> Any:
 
 
 def checked(kind: str, name: str, made: Any) -> Any:
-    """The stage or engine, if it is one of that kind."""
+    """What was made, if it is one of that kind."""
     expected: type = CONTRACTS.get(kind, FrameProcessor)
     if isinstance(made, expected) and not isinstance(made, type) and kind != "agent":
         return made
@@ -61,9 +61,10 @@ def checked(kind: str, name: str, made: Any) -> Any:
     if not callable(made) and not isinstance(made, agent.Agent):
         raise ConfigError(f"{name!r} is {sort_of(made)}, which is no agent; expected {EXPECTED[kind]}")
     try:
-        return agent.as_frame_processor(made)
+        agent.as_frame_processor(made)
     except TypeError as error:
         raise ConfigError(f"{name!r}: {error}") from error
+    return made
 
 
 def sort_of(value: Any) -> str:

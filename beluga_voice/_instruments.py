@@ -43,6 +43,10 @@ COUNTERS = {
     "voice.sessions.ended": "Sessions over",
     "voice.reconnect.attempts": "Lost lines, by what became of them",
     "voice.provider.errors": "Work that failed, by the kind of engine",
+    "voice.provider.retries": "Calls made again, by what the one before failed with",
+    "voice.provider.failovers": "Another provider took over; without an error.type: back to the preferred one",
+    "voice.provider.health": "Changes of a provider's breaker, by its new state",
+    "voice.provider.usage": "What calls used, by unit",
     "voice.buffer.dropped": "What was dropped from a full or outdated queue",
     "voice.loop.held": "Times that one piece of code held the event loop too long",
     "voice.troubles": "Late transcripts, gaps on the line, replies that do not stop, turns that are too long",
@@ -60,6 +64,7 @@ FROM_COUNTERS: dict[str, tuple[str, dict[str, str]]] = {
 REASONS = {
     *("bye", "lost", "idle", "agent_ended", "max_session", "drain", "replaced", "error", "closed", "cancelled"),
 }
+MOST_PRICES = 256  # providers, models and units of a process, for agents tell what they like; beyond, they are "other"
 VERDICTS = {"false_alarm": "false", "backchannel": "backchannel", "echo": "echo"}
 BY_CALLER = {"speech", "text", "push", "caller"}
 
@@ -74,6 +79,7 @@ class Instruments:
             for name, (buckets, text) in HISTOGRAMS.items()
         }
         self._counters = {name: meter.create_counter(name, "1", text) for name, text in COUNTERS.items()}
+        self._prices: set[tuple[str, ...]] = set()
         self.live: Counter[tuple[str, str]] = Counter()
         meter.create_observable_up_down_counter("voice.sessions.active", [self._observe_live], "1", "Sessions now, by state")
 
@@ -82,9 +88,19 @@ class Instruments:
         if value_ms is not None:
             self._histograms[name].record(max(0.0, value_ms / 1000.0), labels, context)
 
-    def add(self, name: str, labels: Mapping[str, str], count: int = 1) -> None:
+    def add(self, name: str, labels: Mapping[str, str], count: float = 1) -> None:
         """Count."""
         self._counters[name].add(count, labels)
+
+    def add_usage(self, kind: str, provider: str, model: str, amounts: Mapping[str, float]) -> None:
+        """Count what a call used."""
+        for unit, amount in amounts.items():
+            price = kind, provider, model, unit
+            if price in self._prices or len(self._prices) < MOST_PRICES:
+                self._prices.add(price)
+            else:
+                price = "other", "other", "other", "other"
+            self.add("voice.provider.usage", dict(zip(("kind", "provider", "model", "unit"), price)), amount)
 
     def watch(self, manager: Any) -> None:
         """Read a manager's counts whenever the metrics are collected."""
@@ -124,9 +140,11 @@ class SessionMetrics:
 
     def __init__(self, instruments: Instruments, session: Any = None) -> None:
         self._add, self._record, self._live = instruments.add, instruments.record_ms, instruments.live
+        self._add_usage = instruments.add_usage
         self._session = session
         self._counted: Counter[str] = Counter()
         self._providers: dict[str, str] = {}
+        self._serving: dict[str, str] = {}
         self._of: dict[str, dict[str, str]] = {}
         self._mode = "cascade"
         self._line: dict[str, str] = {}
@@ -154,26 +172,29 @@ class SessionMetrics:
                 self._record("voice.s2s.latency", turn.s2s_ms, self._by("s2s"), context)
             else:
                 if record.source != "text":
-                    self._record("voice.stt.latency", record.stt_latency_ms, self._by("stt"), context)
+                    self._record("voice.stt.latency", record.stt_latency_ms, self._by("stt", record.stt_provider), context)
                 self._record("voice.agent.latency", record.agent_latency_ms, self._by("agent"), context)
                 self._record("voice.agent.duration", turn.agent_ms, self._by("agent"), context)
-                self._record("voice.tts.latency", record.tts_latency_ms, self._by("tts"), context)
+                self._record("voice.tts.latency", record.tts_latency_ms, self._by("tts", record.tts_provider), context)
         self._read_counters()
 
     def _detector(self, source: str) -> str:
         """What ended the turn; a button may call itself anything."""
         return source if source in (self._providers.get("turn"), "silence", "max_turn", "push", "text", "ears") else "other"
 
-    def _by(self, kind: str) -> dict[str, str]:
-        labels = self._of.get(kind)
+    def _by(self, kind: str, provider: str = "") -> dict[str, str]:
+        """By whose work it was; where that is not told, by who does it now."""
+        provider = provider or self._serving.get(kind, "")
+        labels = self._of.get(provider)
         if labels is None:
-            labels = self._of[kind] = {"provider": self._providers.get(kind, "")}
+            labels = self._of[provider] = {"provider": provider}
         return labels
 
     def _opened(self, event: SessionEvent) -> None:
         data = event.data
         self._opened_ms = event.at_ms
         self._providers = {kind: name for kind, name in data["providers"].items() if kind in KINDS}
+        self._serving = dict(self._providers)
         self._mode = data["mode"]
         self._line = {"mode": self._mode, "transport": data["transport"]}
         self._add("voice.sessions.started", self._line)
@@ -188,6 +209,13 @@ class SessionMetrics:
         self._state = "" if state in ("disconnected", "error") else state
         if self._state:
             self._live[self._state, self._mode] += 1
+
+    def _handed_over(self, event: SessionEvent) -> None:
+        """The other chain of a hybrid goes on: what comes now is counted as its mode."""
+        state = self._state
+        self._move("disconnected")
+        self._mode = event.data["new"]
+        self._move(state)
 
     def _speech_started(self, event: SessionEvent) -> None:
         self._onset_ms = event.data["speech_start_ms"]
@@ -234,8 +262,28 @@ class SessionMetrics:
         error, stage = event.data["error"], event.data["stage"]
         kind = kind_of(stage, error, self._providers)
         told = error.provider if isinstance(error, ProviderError) else ""
-        labels = {"kind": kind, "provider": told or self._providers.get(kind, ""), "error.type": error_type(error)}
+        labels = {"kind": kind, "provider": told or self._serving.get(kind, ""), "error.type": error_type(error)}
         self._add("voice.provider.errors", labels)
+
+    def _used(self, event: SessionEvent) -> None:
+        self._add_usage(event.data["kind"], event.data["provider"], event.data["model"], event.data["amounts"])
+
+    def _retried(self, event: SessionEvent) -> None:
+        data = event.data
+        labels = {"kind": data["kind"], "provider": data["provider"], "error.type": error_type(data["error"])}
+        self._add("voice.provider.retries", labels)
+
+    def _failed_over(self, event: SessionEvent) -> None:
+        data = event.data
+        self._serving[data["kind"]] = data["new"]
+        labels = {"kind": data["kind"], "from": data["old"], "to": data["new"]}
+        if data["error"] is not None:
+            labels["error.type"] = error_type(data["error"])
+        self._add("voice.provider.failovers", labels)
+
+    def _health(self, event: SessionEvent) -> None:
+        data = event.data
+        self._add("voice.provider.health", {"kind": data["kind"], "provider": data["provider"], "state": data["state"]})
 
     def _closed(self, event: SessionEvent) -> None:
         reason = event.data["reason"] if event.data["reason"] in REASONS else "other"
@@ -267,8 +315,13 @@ _HANDLERS: dict[str, Callable[[SessionMetrics, SessionEvent], None]] = {
     "reply_resumed": SessionMetrics._reply_resumed,
     "interrupted": SessionMetrics._interrupted,
     "reply_ended": SessionMetrics._reply_ended,
+    "handed_over": SessionMetrics._handed_over,
     "line_lost": SessionMetrics._line_lost,
     "resumed": SessionMetrics._resumed,
     "error": SessionMetrics._error,
+    "usage": SessionMetrics._used,
+    "retried": SessionMetrics._retried,
+    "failed_over": SessionMetrics._failed_over,
+    "provider_health": SessionMetrics._health,
     "closed": SessionMetrics._closed,
 }

@@ -59,7 +59,8 @@ class SessionSpans:
         self._parent = _remote(getattr(session, "metadata", None) or {})
         self._zero_ns = 0
         self._common: dict[str, str] = {}
-        self._providers: dict[str, str] = {}
+        self._providers: dict[str, str] = {}  # who serves now, by kind
+        self._preferred: dict[str, str] = {}
         self._cascade = True
         self._span: Span = trace.INVALID_SPAN
         self._context = Context()
@@ -87,6 +88,7 @@ class SessionSpans:
         self.session_id = data["session_id"]
         self._zero_ns = self._epoch_ns() - round(event.at_ms * 1e6)
         self._providers = {kind: name for kind, name in data["providers"].items() if kind in KINDS}
+        self._preferred = dict(self._providers)  # as stages are called
         self._cascade = data["mode"] != "s2s"
         self._common = {"session.id": self.session_id, "gen_ai.conversation.id": self.session_id}
         attributes = {
@@ -108,6 +110,12 @@ class SessionSpans:
 
     def _goaway(self, event: SessionEvent) -> None:
         self._span.add_event("goaway", {"voice.deadline_ms": event.data["deadline_ms"]}, self._at(event.at_ms))
+
+    def _handed_over(self, event: SessionEvent) -> None:
+        """The other chain of a hybrid goes on."""
+        self._cascade = event.data["new"] != "s2s"
+        moved = {"from": event.data["old"], "to": event.data["new"], "voice.why": event.data["why"]}
+        self._span.add_event("handed_over", moved, self._at(event.at_ms))
 
     def _line_lost(self, event: SessionEvent) -> None:
         self._end_lost(event.at_ms, "failed")
@@ -142,7 +150,7 @@ class SessionSpans:
         self._finish(event.turn, event.at_ms, None, "abandoned")
         start_ms = event.at_ms if self._onset_ms is None else min(event.at_ms, self._onset_ms)
         attributes: dict[str, Any] = {"voice.turn.index": event.turn}
-        for kind in ("stt", "tts", "s2s"):
+        for kind in ("stt", "tts") if self._cascade else ("s2s",):
             if kind in self._providers:
                 attributes[f"voice.{kind}_provider"] = self._providers[kind]
         link = Link(self._span.get_span_context())
@@ -227,12 +235,34 @@ class SessionSpans:
 
     def _error(self, event: SessionEvent) -> None:
         error = event.data["error"]
-        kind = kind_of(event.data["stage"], error, self._providers)
+        kind = kind_of(event.data["stage"], error, self._preferred)
         if turn := self._turn(event):
             turn.error(kind, error, event.at_ms)
         else:
             told = {"error.type": error_type(error), "voice.kind": kind}
             self._span.add_event("error", told, self._at(event.at_ms))
+
+    def _retried(self, event: SessionEvent) -> None:
+        data = event.data
+        told = {"voice.kind": data["kind"], "voice.provider": data["provider"], "error.type": error_type(data["error"])}
+        self._note(event, "retry", {**told, "voice.attempt": data["attempt"]})
+
+    def _failed_over(self, event: SessionEvent) -> None:
+        data = event.data
+        kind, new = data["kind"], data["new"]
+        self._providers[kind] = new
+        told = {"voice.kind": kind, "voice.from": data["old"], "voice.to": new}
+        if data["error"] is not None:
+            told["error.type"] = error_type(data["error"])
+        self._note(event, "failover", told)
+        if turn := self._turn(event):
+            turn.served_by(kind, new)
+
+    def _note(self, event: SessionEvent, name: str, told: Mapping[str, str | int]) -> None:
+        """Something that happened, in the span of its turn or else of the session."""
+        turn = self._turn(event)
+        span = self._span if turn is None else turn.span
+        span.add_event(name, told, self._at(event.at_ms))
 
     # --- making spans ------------------------------------------------------------------------------------------------
 
@@ -261,6 +291,7 @@ _HANDLERS: dict[str, Callable[[SessionSpans, SessionEvent], object]] = {
     "opened": SessionSpans._opened,
     "state": SessionSpans._state,
     "goaway": SessionSpans._goaway,
+    "handed_over": SessionSpans._handed_over,
     "line_lost": SessionSpans._line_lost,
     "resumed": SessionSpans._resumed,
     "closed": SessionSpans._closed,
@@ -279,6 +310,8 @@ _HANDLERS: dict[str, Callable[[SessionSpans, SessionEvent], object]] = {
     "interrupted": SessionSpans._interrupted,
     "tool": SessionSpans._tool,
     "error": SessionSpans._error,
+    "retried": SessionSpans._retried,
+    "failed_over": SessionSpans._failed_over,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from .clock import wall_ms
 from .errors import SessionClosedError
 
-__all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "stop"]
+__all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "leave", "stop"]
 
 T = TypeVar("T")
 
@@ -109,6 +109,13 @@ class Channel(AsyncIterator[T], Generic[T]):
                 if not writer.done():
                     writer.set_result(None)
 
+    def drain(self) -> list[T]:
+        """Take all that it holds, in order, without waiting."""
+        taken = [*self._urgent, *self._items]
+        self._urgent.clear()
+        self.clear()
+        return taken
+
     def clear(self) -> None:
         """Forget what it holds."""
         self._items.clear()
@@ -164,6 +171,12 @@ async def stop(task: asyncio.Task[Any]) -> None:
     """Cancel a task and wait until it is gone; its outcome is dropped."""
     task.cancel()
     await finish(task)
+
+
+async def leave(task: asyncio.Task[Any], grace_ms: float) -> None:
+    """Cancel a task and wait at most `grace_ms` until it is gone; what does not stop is left to its owner."""
+    task.cancel()
+    await asyncio.wait([task], timeout=grace_ms / 1000.0)
 
 
 async def finish(task: asyncio.Task[Any]) -> None:

@@ -202,6 +202,11 @@ class TurnSpans:
             return "abandoned"
         return "failed" if self.failed or (self.deaf and not record.user_text) else "completed"
 
+    def served_by(self, kind: str, provider: str) -> None:
+        """Another provider goes on with a part of the turn."""
+        if kind in self._open:
+            self._open[kind].set_attribute("voice.provider", provider)
+
     # --- the spans of its parts --------------------------------------------------------------------------------------
 
     def begin_part(self, part: str, at_ms: float) -> None:
@@ -226,6 +231,9 @@ def _recorded(record: TurnRecord, cascade: bool) -> dict[str, str | int | float 
         "voice.interrupted": record.interrupted,
         "voice.heard_chars": len(record.heard_text),
     }
+    for name in ("stt_provider", "tts_provider"):
+        if getattr(record, name):
+            told[f"voice.{name}"] = getattr(record, name)
     for name in RECORDED:
         value = getattr(record, name)
         if value is not None and (cascade or name not in OF_A_CASCADE):

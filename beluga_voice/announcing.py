@@ -49,6 +49,10 @@ class Announcer:
             log.warning("session %s: %s failed: %s", self._session_id, data["stage"], data["message"], exc_info=why)
             if error is not None:
                 self._call("error", stage=data["stage"], error=error)
+        elif name == "failed_over":
+            why = data["error"]
+            log.warning("session %s: %s went from %s to %s: %s", self._session_id, data["kind"], data["old"], data["new"], why)
+            self._call("failed_over", kind=data["kind"], old=data["old"], new=data["new"])
         elif name == "turn_finished":
             self._call("turn_finished", turn=data["record"])
         elif name == "opened":

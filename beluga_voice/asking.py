@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 from .chain import Chain
 from .engine import Context
-from .frames import EndCall, Failed, Frame, TextDelta, TurnEnded
+from .frames import EndCall, Failed, Frame, TextDelta, ToolCalled, ToolReturned, TurnEnded
 from .history import History
+from .providers import Providers
 from .says import Say, SayHandle
 
 __all__ = ["Asking"]
@@ -23,14 +24,23 @@ class Asking:
         history: gets every question with its answer.
         timeout_ms: how long an answer may take.
         on_end_call: told when the agent wants to hang up.
+        providers: told what the agent used.
     """
 
     def __init__(
-        self, chain: Chain, context: Context, history: History, *, timeout_ms: float, on_end_call: Callable[[], None]
+        self,
+        chain: Chain,
+        context: Context,
+        history: History,
+        *,
+        timeout_ms: float,
+        on_end_call: Callable[[], None],
+        providers: Providers,
     ) -> None:
         self._chain, self._context, self._history = chain, context, history
-        self._timeout_ms, self._on_end_call = timeout_ms, on_end_call
+        self._timeout_ms, self._on_end_call, self._providers = timeout_ms, on_end_call, providers
         self._parts: list[str] | None = None
+        self._tools: list[ToolCalled | ToolReturned] = []
 
     @property
     def under_way(self) -> bool:
@@ -45,6 +55,14 @@ class Asking:
         said.settle(True)
         return SayHandle(said, lambda _: None)
 
+    def tool(self, frame: ToolCalled | ToolReturned) -> bool:
+        """Keep what a tool tells, if it is of the answer under way."""
+        if self._parts is None or not (isinstance(frame, ToolCalled) or any(frame.call_id == it.call_id for it in self._tools)):
+            return False
+        if not any(frame is told for told in self._tools):
+            self._tools.append(frame)
+        return True
+
     async def ask(self, text: str) -> str:
         """What the agent answers to `text`.
 
@@ -58,7 +76,7 @@ class Asking:
     async def _ask(self, text: str) -> str:
         agent = next(stage for stage in self._chain.split()[1].stages if stage.replies)
         self._context.history = self._history.messages
-        self._parts = parts = []
+        self._parts, self._tools = (parts := []), []
 
         async def typed() -> AsyncIterator[Frame]:
             yield TurnEnded(0.0, "text", text=text)
@@ -73,8 +91,15 @@ class Asking:
                             self._on_end_call()
                         elif isinstance(frame, Failed):
                             raise frame.error
+                        elif isinstance(frame, (ToolCalled, ToolReturned)):
+                            self.tool(frame)
+        except BaseException:
+            if self._tools:  # what they did is done
+                self._history.add_turn(text, "", tuple(self._tools))
+            raise
         finally:
             self._parts = None
+            self._providers.hear_all(self._context.inbox.drain())  # no ears read it
         answer = "".join(parts)
-        self._history.add_turn(text, answer)
+        self._history.add_turn(text, answer, tuple(self._tools))
         return answer

@@ -27,7 +27,7 @@ __all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "Timers", "epoch_ns", 
 
 T = TypeVar("T")
 
-SOCKET_GRACE_S = 0.001  # real time: what was written to a loopback socket has arrived by then
+SOCKET_GRACE_S = 0.000_2  # real time: what was written to a loopback socket has arrived by then
 
 
 class Clock:
@@ -104,8 +104,10 @@ class _JumpingSelector(selectors.DefaultSelector):
         if self.loop.pool_work:
             return super().select(None)
         has_sockets = len(self.get_map()) > 1  # beside the loop's own wake-up pipe
-        if has_sockets and (ready := super().select(SOCKET_GRACE_S)):
-            return ready
+        if has_sockets:
+            time.sleep(SOCKET_GRACE_S)
+            if ready := super().select(0):
+                return ready
         if timeout is not None:
             self.loop.advance(timeout)
             return ready

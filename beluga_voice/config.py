@@ -24,31 +24,34 @@ One table per kind; what is left out takes its default (silero, silence, moonshi
     [server]
     api_keys = ["${VOICE_API_KEY}"]     # what `beluga-voice serve` asks for
 
-Several `[[stt]]` or `[[tts]]` tables stand by for the first. Failover is not built yet: only the first of them is used,
-the others are checked and kept in `Config.stand_bys`, and `Config.warnings` says so.
+Of several `[[stt]]`, `[[tts]]`, `[[agent]]` or `[[s2s]]` tables the first is preferred, and the others take over in their
+order when it fails; `[resilience]` says when that is.
 
 >>> loads("[agnet]", "call.toml")
 Traceback (most recent call last):
     ...
 beluga_voice.errors.ConfigError: call.toml:1: no table is called [agnet]. Did you mean [agent]? The tables are: \
-session, barge_in, vad, turn, stt, agent, tts, s2s, processor, store, server
+session, barge_in, vad, turn, stt, agent, tts, s2s, processor, store, server, resilience, hybrid
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import attrs
 
-from . import _imports, _registry, store
+from . import _registry, agent, imports, s2s, store, stt, tts
 from ._contracts import checked, own, sort_of
 from ._toml import Path, TomlFile, read_text, shown
 from .admission import ManagerOptions
 from .chain import Chain
+from .engine import Engine
 from .errors import BelugaVoiceError, ChainError, ConfigError, OptionError, UnknownProviderError
+from .hybrid import Hybrid, HybridOptions, on_tool_overload
 from .options import build, nearest
+from .resilience import ResilienceOptions
 from .server.options import ServerOptions
 from .settings import BargeInOptions, SessionOptions
 
@@ -56,8 +59,13 @@ __all__ = ["Config", "ManagerOptions", "default", "engine", "load", "loads", "se
 
 DEFAULTS = {"vad": "silero", "turn": "silence", "stt": "moonshine", "agent": "rules", "tts": "espeak"}
 KINDS = ("vad", "turn", "stt", "agent", "tts", "s2s")
-TABLES = ("session", "barge_in", *KINDS, "processor", "store", "server")
-WITH_STAND_BYS = ("stt", "tts")
+TABLES = ("session", "barge_in", *KINDS, "processor", "store", "server", "resilience", "hybrid")
+FAILOVER: Mapping[str, Callable[..., Any]] = {
+    "stt": stt.failover,
+    "agent": agent.failover,
+    "tts": tts.failover,
+    "s2s": s2s.failover,
+}
 
 
 @attrs.frozen(eq=False)
@@ -68,21 +76,19 @@ class Config:
         chain: the stages, engines made and order checked.
         session: the `[session]` and `[barge_in]` tables.
         manager: the limits over all sessions, from `[session]`.
-        names: the provider's name of each kind in the chain, as written.
+        names: the preferred provider's name of each kind in the chain, as written.
         store: where sessions outlive this process, from `[store]`; None: nowhere.
         server: the `[server]` table.
-        stand_bys: by kind, the engines of further tables, in order; nothing uses them yet.
-        warnings: what is legal and yet not what it seems, one line each, for people to see.
+        resilience: the `[resilience]` table.
     """
 
     chain: Chain
     session: SessionOptions = attrs.field(factory=SessionOptions)
     manager: ManagerOptions = attrs.field(factory=ManagerOptions)
     names: Mapping[str, str] = attrs.field(factory=dict)
-    stand_bys: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict)
-    warnings: tuple[str, ...] = ()
     store: store.SessionStore | None = None
     server: ServerOptions = attrs.field(factory=ServerOptions)
+    resilience: ResilienceOptions = attrs.field(factory=ResilienceOptions)
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -112,7 +118,7 @@ def default() -> Config:
 
 
 def engine(kind: str, path: str | os.PathLike[str] | None = None) -> Any:
-    """The engine of one kind alone, as a file (or the default) has it: `engine("tts", "call.toml")`.
+    """The preferred engine of one kind alone, as a file (or the default) has it: `engine("tts", "call.toml")`.
 
     Nothing else is made, so the other providers need not be installed. Raises what `load` raises.
     """
@@ -143,14 +149,13 @@ class _Reader:
         kinds = self._kinds()
         made: dict[str, Any] = {}
         for kind in kinds:
-            made[kind] = self.first(kind)
+            made[kind] = self._engine(kind)
         if "stt" in made and made["stt"].capabilities.ends_turns and "turn" not in self.file.tables:
             del made["turn"]
         session, manager = self._session()
-        stand_bys, warnings = self._stand_bys(kinds)
         names = {kind: self._provider(kind) for kind in made}
         chain = self._chain(made)
-        return Config(chain, session, manager, names, stand_bys, tuple(warnings), self.store(), self.server())
+        return Config(chain, session, manager, names, store=self.store(), server=self.server(), resilience=self.resilience())
 
     def first(self, kind: str) -> Any:
         """The engine of the kind's first table, or the default one."""
@@ -164,6 +169,22 @@ class _Reader:
                 raise
             raise ConfigError(f"{self.file.name}: no [{kind}] table, and its default fails: {error}") from error
 
+    def _engine(self, kind: str) -> Any:
+        """The kind's engine: one, or all of its tables as one."""
+        first, places = self.first(kind), self._places(kind)
+        engines = [first, *(self._made(kind, *place) for place in places[1:])]
+        if len(engines) == 1 and not ("resilience" in self.file.tables and kind in FAILOVER and isinstance(first, Engine)):
+            return first
+        try:
+            return FAILOVER[kind](*engines, options=self.resilience())
+        except ChainError as error:
+            raise ChainError(f"{self.file.where(*places[-1][0])}: {error}", stage=error.stage) from None
+
+    def resilience(self) -> ResilienceOptions:
+        """The `[resilience]` table."""
+        options: ResilienceOptions = self._options("resilience", ResilienceOptions, self.file.tables.get("resilience", {}))
+        return options
+
     def store(self) -> Any:
         """The store; None without a table."""
         places = self._places("store")
@@ -176,7 +197,7 @@ class _Reader:
         if isinstance(named, str):
             name = self.file.filled(named, ("server", "authenticate"))
             try:
-                given = {**given, "authenticate": _imports.load(name, self.folders)}
+                given = {**given, "authenticate": imports.load(name, self.folders)}
             except ConfigError as error:
                 raise self._error(("server", "authenticate"), f"[server] authenticate: {error}") from error
         options: ServerOptions = self._options("server", ServerOptions, given)
@@ -188,7 +209,7 @@ class _Reader:
         for name, value in self.file.tables.items():
             if name not in TABLES:
                 raise self._unknown_table(name, value)
-            listed = name == "processor" or name in WITH_STAND_BYS
+            listed = name == "processor" or name in FAILOVER
             if isinstance(value, dict) or (listed and _is_tables(value)):
                 continue
             if _is_tables(value):
@@ -205,11 +226,14 @@ class _Reader:
     def _kinds(self) -> list[str]:
         """The kinds that the chain will have; a speech-to-speech model stands for all but the VAD."""
         tables = self.file.tables
-        if "s2s" not in tables:
-            return list(DEFAULTS)
+        if "hybrid" in tables and "s2s" not in tables:
+            raise self._error(("hybrid",), "[hybrid] needs a speech-to-speech model beside the cascade; add [s2s]")
+        if "s2s" not in tables or "hybrid" in tables:
+            return [*DEFAULTS, *(["s2s"] if "s2s" in tables else [])]
         for kind in ("turn", "stt", "agent", "tts"):
             if kind in tables:
-                raise self._error((kind,), f"[{kind}] cannot stand beside [s2s], which takes its place; remove one")
+                message = f"[{kind}] cannot stand beside [s2s], which takes its place; remove one, or add [hybrid]"
+                raise self._error((kind,), message)
         return ["vad", "s2s"] if "vad" in tables else ["s2s"]
 
     def _places(self, kind: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -252,17 +276,6 @@ class _Reader:
         except (OptionError, OverflowError) as error:
             raise self._located((table,), given, error) from None
 
-    def _stand_bys(self, kinds: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
-        stand_bys, warnings = {}, []
-        for kind in WITH_STAND_BYS:
-            further = self._places(kind)[1:] if kind in kinds else []
-            if further:
-                stand_bys[kind] = tuple(self._made(kind, *place) for place in further)
-                warnings.append(
-                    f"{self.file.where(*further[0][0])}: only the first [[{kind}]] is used: failover is not built yet"
-                )
-        return stand_bys, warnings
-
     # --- engines -----------------------------------------------------------------------------------------------------
 
     def _named(self, kind: str, path: Path, table: Mapping[str, Any]) -> str:
@@ -292,9 +305,10 @@ class _Reader:
         owner, _, bare = name.rpartition(":")
         is_module = all(part.isidentifier() for part in owner.split("."))
         if is_module and not any((owner, bare) == (one.distribution, one.name) for one in registry.providers(kind)):
-            made = own(kind, name, _imports.load(name, self.folders), given)
+            made = own(kind, name, imports.load(name, self.folders), given)
         else:
-            made = registry.new(kind, name, given)
+            with imports.searched(self.folders):  # for options that name what is to be imported
+                made = registry.new(kind, name, given)
         return checked(kind, name, made)
 
     # --- joining -----------------------------------------------------------------------------------------------------
@@ -302,19 +316,33 @@ class _Reader:
     def _chain(self, made: Mapping[str, Any]) -> Chain:
         reads_words = getattr(getattr(made.get("turn"), "capabilities", None), "reads_words", False)
         order = ("vad", "stt", "turn") if reads_words else ("vad", "turn", "stt")
-        row = [(kind, made[kind]) for kind in (*order, "agent", "tts", "s2s") if kind in made]
+        kinds = (*order, "agent", "tts", "s2s")
         try:
-            return Chain(*(stage for _, stage in self._with_processors(row)))
+            if "hybrid" not in self.file.tables:
+                return self._row(made, kinds)
+            options: HybridOptions = self._options("hybrid", HybridOptions, self.file.tables["hybrid"])
+            heard = ("vad", "s2s") if "vad" in self.file.tables else ("s2s",)
+            return Hybrid(
+                cascade=self._row(made, kinds[:-1], elsewhere={"s2s"}),
+                s2s=self._row(made, heard, elsewhere=set(kinds) - set(heard)),
+                policy=on_tool_overload(options.tool_overload, options.back_after_turns),
+                start=options.start,
+            )
         except ChainError as error:
             if not self.file.name:
                 raise
-            place = next(
-                (path for path, table in self._all_places() if error.stage in (path[0], table.get("provider"))), ()
-            )
+            place = next((path for path, table in self._all_places() if error.stage in (path[0], table.get("provider"))), ())
             raise ChainError(f"{self.file.where(*place)}: {error}", stage=error.stage, missing=error.missing) from None
 
-    def _with_processors(self, row: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-        """The row with every [[processor]] beside its anchor, those of one place in the order of the file."""
+    def _row(self, made: Mapping[str, Any], kinds: Sequence[str], elsewhere: Set[str] = frozenset()) -> Chain:
+        row = [(kind, made[kind]) for kind in kinds if kind in made]
+        return Chain(*(stage for _, stage in self._with_processors(row, elsewhere)))
+
+    def _with_processors(self, row: list[tuple[str, Any]], elsewhere: Set[str]) -> list[tuple[str, Any]]:
+        """The row with every [[processor]] beside its anchor, those of one place in the order of the file.
+
+        One that stands beside what is `elsewhere`, in the other row of a hybrid, is not of this one.
+        """
         waiting = []
         for path, table in self._places("processor"):
             side, anchor = self._anchor(path, table)
@@ -325,6 +353,11 @@ class _Reader:
         while waiting:
             at = {name: position for position, (name, _) in enumerate(row)}
             ready = next((one for one in waiting if one[2] in at), None)
+            away = next((one for one in waiting if one[2] in elsewhere), None)
+            if ready is None and away is not None:
+                waiting.remove(away)
+                elsewhere = elsewhere | {away[3]}
+                continue
             if ready is None:
                 raise self._no_anchor(waiting[0], [name for name, _ in row] + [one[3] for one in waiting])
             waiting.remove(ready)

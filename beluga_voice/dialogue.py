@@ -8,6 +8,7 @@ waited for comes back as a frame or a timer. Its parts, each knowing only those 
 - `Replies`: answers turns, says texts, interrupts.
 - `Owed`: whose words the recogniser will give, and how long they are waited for.
 - `Overhearing`: speech into a reply.
+- `Words`: whose turn the words that come are, also those that come late.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from typing import Any
 from .chain import Chain
 from .echo import EchoEar
 from .engine import Context
-from .events import Turn, TurnRecord
+from .events import TurnRecord
 from .floor import Floor
 from .frames import (
     DTMF,
     AudioIn,
     AudioOut,
+    EndTurn,
     Failed,
+    FailedOver,
     Frame,
     Interrupt,
     ReplyEnded,
+    ReplyWanted,
+    Retried,
     SpeechEnded,
     SpeechProbability,
     SpeechStarted,
@@ -38,6 +43,7 @@ from .frames import (
     TextDelta,
     TextIn,
     ToolCalled,
+    ToolReturned,
     Transcript,
     TurnEnded,
     TurnEndProposed,
@@ -47,16 +53,18 @@ from .history import History
 from .mouth import Mouth
 from .overhearing import Overhearing
 from .owed import Owed
+from .providers import NEWS, Providers
 from .replies import Replies
 from .reply import Reply
 from .settings import SessionOptions
 from .snapshot import Snapshot
 from .state import Happening
 from .transport import Transport
+from .words import Words
 
 __all__ = ["Dialogue"]
 
-MOST_TEXT = 20_000  # characters of a turn: twenty minutes of speech; beyond, words are dropped and counted
+RELAYED = (AudioOut, TextDelta, ToolCalled, ReplyEnded, ReplyWanted)  # what a speech-to-speech model is asked for, and gives
 
 
 class Dialogue:
@@ -75,12 +83,15 @@ class Dialogue:
         end: closes the session with a reason.
         line_failed: told the error when the line cannot be spoken over.
         snapshot: what to go on from.
+        on_boundary: called at each turn boundary, before anything that waits is said.
+        on_unanswered: told that an answer failed before any of it was made; True if the turn is to be answered anew.
 
     Attributes:
         history: what was said by both.
         mouth: makes and plays the replies.
         floor: the state, and whose turn it is.
         replies: answers, and says what the session is asked to say.
+        providers: who serves the session, and what it uses.
     """
 
     def __init__(
@@ -98,16 +109,16 @@ class Dialogue:
         end: Callable[[str], None],
         line_failed: Callable[[Exception], None],
         snapshot: Snapshot | None = None,
+        on_boundary: Callable[[], object] = lambda: None,
+        on_unanswered: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._on_unanswered = on_unanswered
         self._context, self._options, self._tell, self._end = context, options, tell, end
         self._now_ms, self._offset_ms, self._stale_until_ms = now_ms, offset_ms, stale_until_ms
-        self._finalize_on = TurnEnded if chain.index("turn") < chain.index("stt") else SpeechEnded
-        self._stt_closes = chain.stage("stt") is not None and TurnEnded not in chain.stages[chain.index("stt")].makes
-        self._relays = chain.stage("s2s") is not None
         self._ear = EchoEar() if options.barge_in.enabled and options.barge_in.echo_guard else None
         self.history = History()
         if snapshot is not None:
-            self.history.messages = snapshot.history
+            self.history.messages = context.history = snapshot.history
         self.mouth = Mouth(
             chain,
             line,
@@ -117,12 +128,23 @@ class Dialogue:
             tell=tell,
             on_sent=lambda reply: self.replies.sounds(reply),
             on_over=self._reply_over,
+            on_failed=self._reply_failed,
             on_end_call=lambda: self.replies.end("", "agent_ended"),
             on_stuck_full=self._too_many_stuck,
             on_line_failed=line_failed,
         )
         self.floor = Floor(self.mouth, context, options, now_ms=now_ms, offset_ms=offset_ms, tell=tell, snapshot=snapshot)
-        self.replies = Replies(self.floor, self.history, context, options, on_finished=on_finished, end=end)
+        self.providers = Providers({}, lambda: self.floor.index, tell, context.counters)
+        self.replies = Replies(
+            self.floor,
+            self.history,
+            context,
+            options,
+            self.providers,
+            on_finished=on_finished,
+            end=end,
+            on_boundary=on_boundary,
+        )
         self._owed = Owed(self.floor, self.replies, options, context.counters)
         self._overhearing = Overhearing(
             self.floor,
@@ -130,11 +152,14 @@ class Dialogue:
             self._owed,
             context,
             options.barge_in,
-            stt_closes=self._stt_closes,
+            stt_closes=False,
             ear=self._ear,
         )
+        self._words = Words(
+            self.floor, self.replies, self._owed, self._overhearing, context, self.providers, stt_closes=False
+        )
+        self.use(chain)
         self._lost: list[Callable[[], None]] | None = None
-        self._talked_over = False  # the speech that ended last was no interruption
         self._speech_start_ms: float | None = None
         self._deaf_until_ms = -math.inf
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -146,15 +171,32 @@ class Dialogue:
             TurnEndProposed: lambda _: tell("turn_end_proposed", self.floor.index),
             TurnEndWithdrawn: lambda _: tell("turn_end_withdrawn", self.floor.index),
             TurnEnded: self._turn_ended,
-            Transcript: self._transcript,
+            Transcript: self._words.hear,
             TextIn: self._typed,
             DTMF: self._key,
             StartTurn: self._start_turn,
             Interrupt: self._stop_reply,
             Failed: self._failed,
+            EndTurn: lambda _: self._owed.wait_for_end(self.floor.turn),
+            ToolReturned: self.replies.tool,
+            **dict.fromkeys(RELAYED, self.mouth.relayed),
+            ReplyWanted: self.mouth.asked,
+            **dict.fromkeys(NEWS, self._news),
         }
-        if self._relays:
-            self._handlers |= dict.fromkeys((AudioOut, TextDelta, ToolCalled, ReplyEnded), self.mouth.relayed)
+
+    def use(self, chain: Chain, voice: Chain | None = None) -> None:
+        """Hear and speak with these stages from now on; `voice` as `Mouth.use` takes it."""
+        s2s, stt = chain.index("s2s"), chain.index("stt")
+        self._finalize_on = TurnEnded if s2s >= 0 or chain.index("turn") < stt else SpeechEnded
+        closes = s2s >= 0 or (stt >= 0 and TurnEnded not in chain.stages[stt].makes)
+        self._words.stt_closes = self._overhearing.stt_closes = closes
+        self.providers.serving = {stage.kind: stage.name for stage in chain.stages}
+        self.mouth.use(chain, voice)
+
+    @property
+    def settled(self) -> bool:
+        """True when nobody is owed anything: others may go on from here."""
+        return self.floor.quiet and not self._owed
 
     # --- the session's side ------------------------------------------------------------------------------------------
 
@@ -163,7 +205,7 @@ class Dialogue:
         handler = self._handlers.get(type(frame))
         if handler is None:
             return
-        if self._lost is None:
+        if self._lost is None or type(frame) in NEWS or type(frame) in RELAYED:
             handler(frame)
         elif type(frame) is not SpeechProbability:
             self._lost.append(partial(handler, frame))
@@ -174,9 +216,7 @@ class Dialogue:
         if snapshot is not None:
             self.mouth.hold()
             self.floor.move(Happening.READY)
-            if snapshot.pending and self._relays:
-                self._context.emit(TextIn(snapshot.pending, snapshot.seq))
-            elif snapshot.pending:
+            if snapshot.pending:
                 self._typed(TextIn(snapshot.pending, snapshot.seq))
         elif self._options.greeting:
             self.replies.greet(self._options.greeting)
@@ -193,8 +233,9 @@ class Dialogue:
         if self.floor.speaking:
             now_ms = self._now_ms() - self._offset_ms()
             self._speech_ended(SpeechEnded(now_ms, now_ms))
+        self.mouth.deafened()
         while self._owed:
-            self._transcript(Transcript("", closes=True))
+            self._words.hear(Transcript("", closes=True))
         turn = self.floor.turn
         if turn is not None and turn.ended_ms is None and self.mouth.reply is None:
             self.floor.end(turn, "ears")
@@ -252,6 +293,14 @@ class Dialogue:
             floor.open(self._speech_start_ms)
         self.replies.next()
 
+    def _reply_failed(self, reply: Reply) -> bool:
+        """An answer failed; True if the turn is answered anew."""
+        if reply.turn is None or reply.made_audio or reply.tools or not self._on_unanswered():
+            return False
+        self.mouth.reply = None
+        self.replies.answer(reply.turn)
+        return True
+
     def _too_many_stuck(self) -> None:
         message = f"{self._options.max_stuck} replies do not stop; see the warnings for whose"
         self._tell("error", self.floor.index, stage="session", message=message, error=None)
@@ -268,7 +317,9 @@ class Dialogue:
 
     def _speech_started(self, frame: SpeechStarted) -> None:
         floor = self.floor
-        floor.speaking, self._talked_over = True, False
+        floor.speaking, floor.talked_over = True, False
+        if self.mouth.relays:
+            floor.timers.cancel("final")
         self._speech_start_ms = frame.speech_start_ms
         floor.active_ms = self._now_ms()
         self._tell("speech_started", floor.index, speech_start_ms=frame.speech_start_ms + self._offset_ms())
@@ -282,7 +333,7 @@ class Dialogue:
 
     def _speech_ended(self, frame: SpeechEnded) -> None:
         floor, end_ms = self.floor, frame.speech_end_ms + self._offset_ms()
-        floor.speaking, self._talked_over = False, self.mouth.reply is not None or end_ms <= self._deaf_until_ms
+        floor.speaking, floor.talked_over = False, self.mouth.reply is not None or end_ms <= self._deaf_until_ms
         floor.active_ms = self._now_ms()
         self._tell("speech_ended", floor.index, speech_end_ms=end_ms)
         aside = self._overhearing.aside()
@@ -293,39 +344,36 @@ class Dialogue:
         if turn is not None and self.mouth.reply is None:
             decided_ms = turn.ended_ms  # in mid-speech, by a button or a limit
             turn.speech_end_ms = end_ms if decided_ms is None else min(end_ms, decided_ms)
-            if self._talked_over and not turn.finals:
+            if self.floor.talked_over and not turn.finals:
                 floor.empty(turn)
         if self._finalize_on is SpeechEnded:
-            self._expect()
+            self._words.expect()
+        self._owed.wait_for_end(floor.turn)
         self.replies.next()
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
     def _turn_ended(self, frame: TurnEnded) -> None:
-        if self.mouth.reply is not None or (self._talked_over and self.floor.turn is None):
+        if self.mouth.reply is not None or (self.floor.talked_over and self.floor.turn is None):
             self._ended_into_reply(frame)
             return
         turn = self.floor.open(frame.speech_start_ms if frame.speech_start_ms >= 0 else None)
         if frame.speech_end_ms >= 0:
             turn.speech_end_ms = frame.speech_end_ms + self._offset_ms()
         if self._finalize_on is TurnEnded:
-            self._expect()
+            self._words.expect()
         self.floor.end(turn, frame.source)
-        if self._relays:
-            turn.begin_reply(self._now_ms())
-            self.mouth.relay(turn)
-        else:
-            self._owed.wait(turn)
+        self._owed.wait(turn)
 
     def _ended_into_reply(self, frame: TurnEnded) -> None:
         """What ends is no turn, or not yet: speech during a reply, or just before its end."""
         self.floor.end_later(frame.source)
-        self._talked_over = False
+        self.floor.talked_over = False
         aside = self._overhearing.aside()
         if aside is not None:
             aside.source, aside.ended_ms = frame.source, self._now_ms()
         if self._finalize_on is TurnEnded:
-            self._expect()
+            self._words.expect()
 
     def _answer_later(self) -> None:
         """Answer what was said while the line was lost, once it is all there."""
@@ -350,66 +398,7 @@ class Dialogue:
             self.replies.interrupt(reply, frame.source)
             self.replies.next()
 
-    # --- words -------------------------------------------------------------------------------------------------------
-
-    def _expect(self) -> None:
-        """The recogniser owes a closing transcript: to the turn, or to nobody (speech that was no interruption)."""
-        if self._stt_closes:
-            replying = self.mouth.reply is not None
-            self._owed.expect((self.floor.later or self._overhearing.aside()) if replying else self.floor.turn)
-
-    def _transcript(self, frame: Transcript) -> None:
-        turn = self._owed.whose(self.floor.turn if self.mouth.reply is None else self._overhearing.aside())
-        if frame.text and not self._stt_closes and self.floor.idle and not self._talked_over:
-            turn = self.floor.open()  # words where no VAD tells of speech
-        late = False
-        if turn is not None and frame.text:
-            late = frame.is_final and turn.index >= 0 and self._is_over(turn)
-            if late:
-                self._take_late(turn, frame)
-            else:
-                self._add_words(turn, frame)
-        if frame.closes:
-            self._owed.given()
-        if turn is not None and not late:
-            self._overhearing.heard(turn, turn.text if frame.is_final else f"{turn.text} {frame.text}")
-
-    def _add_words(self, turn: Turn, frame: Transcript, *, first: bool = False) -> None:
-        if len(turn.text) + len(frame.text) > MOST_TEXT:
-            self._context.counters["words_dropped"] += 1
-            return
-        if turn.index >= 0:
-            self._tell("transcript", turn.index, text=frame.text, is_final=frame.is_final, confidence=frame.confidence)
-        if frame.is_final:
-            turn.finals.insert(0 if first else len(turn.finals), frame.text)
-
-    def _is_over(self, turn: Turn) -> bool:
-        """True when the turn is being answered, or was, without the words that come now."""
-        reply = self.mouth.reply
-        if reply is None:
-            return turn is not self.floor.turn
-        return turn is not self.floor.later and (reply.turn is not None or turn is not self.floor.turn)
-
-    def _take_late(self, turn: Turn, frame: Transcript) -> None:
-        """Words nobody waited for: the turn is answered anew if nothing of its answer was heard, else they are a turn."""
-        floor, reply = self.floor, self.mouth.reply
-        self._context.counters["words_late"] += 1
-        if reply is not None and reply.turn is turn and not reply.heard_text():
-            self.replies.interrupt(reply, "text")
-            self._add_words(turn, frame)
-        elif reply is not None:
-            self._add_words(floor.open_later(), frame)
-            floor.end_later("late")
-            return
-        elif floor.turn is not None:
-            self._add_words(floor.turn, frame, first=True)
-            return
-        else:
-            turn = floor.open()
-            self._add_words(turn, frame)
-        if not floor.speaking:
-            floor.end(turn, "late")
-            self._owed.wait(turn)
+    # --- what else comes -----------------------------------------------------------------------------------------------
 
     def _typed(self, frame: TextIn) -> None:
         floor = self.floor
@@ -418,11 +407,9 @@ class Dialogue:
         if self.mouth.reply is not None:
             self.replies.interrupt(self.mouth.reply, "text")
         turn = floor.open()
-        if self._relays:
-            return
-        self._add_words(turn, Transcript(frame.text))
+        self._words.add(turn, Transcript(frame.text), typed=True)
         floor.end(turn, "text")
-        self.replies.answer(turn)
+        self.replies.answer(turn, frame.text)
 
     def _key(self, frame: DTMF) -> None:
         self.floor.active_ms = self._now_ms()
@@ -432,3 +419,10 @@ class Dialogue:
         """A stage of the ears failed at something; the session listens on."""
         self.replies.ears_failed = True
         self._tell("error", self.floor.index, stage=frame.stage, message=str(frame.error), error=frame.error)
+        self.replies.next()
+
+    def _news(self, frame: Frame) -> None:
+        """A provider's news. A recogniser that begins anew with what it was given has all its time again."""
+        self.providers.hear(frame)
+        if isinstance(frame, (Retried, FailedOver)) and frame.kind == "stt":
+            self._owed.renew()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter
-from collections.abc import AsyncIterable, Coroutine
+from collections.abc import AsyncIterable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -31,11 +31,12 @@ from ._watch import LoopWatch
 from .clock import Clock
 from .errors import OptionError
 from .frames import AudioIn, Failed, Frame
+from .tool_runs import ToolRuns
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Context", "Engine", "WorkPool"]
+__all__ = ["Channel", "Context", "Engine", "WorkPool"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound="Engine")
@@ -144,8 +145,9 @@ class Context:
     """What a stage may ask of the session it runs in; without a session, a small world of its own.
 
     `inbox` is the head of the ears: what `emit` puts there overtakes the audio and passes every ears stage. `history` and
-    `session` are what an agent is given. `counters` counts what is dropped, by name. `spawn` is the only way for a stage
-    to run something beside itself.
+    `session` are what an agent is given; `so_far()` is the history with the turn and reply under way. `counters` counts what
+    is dropped, by name. `spawn` is the only way for a stage to run something beside itself. `tool_runs` owns the tool calls
+    under way. `interject` says a text within the reply under way; set by the stage that speaks, while it does.
 
     Use it as an async context manager when there is no session:
 
@@ -169,10 +171,13 @@ class Context:
         self.input_rate_hz, self.output_rate_hz = input_rate_hz, output_rate_hz
         self.session = session
         self.history: tuple[Any, ...] = ()
+        self.so_far: Callable[[], tuple[Any, ...]] = lambda: self.history
         self.counters: Counter[str] = Counter()
         self.watch: LoopWatch | None = None
         self.inbox: Channel[Frame] = Channel(inbox_ms, _audio_ms)
         self.tasks = Tasks(self._task_failed)
+        self.tool_runs = ToolRuns(self.spawn, clock=self.clock, counters=self.counters)
+        self.interject: Callable[[str], None] | None = None
         self._handles: dict[int, Engine] = {}
         self._opening: dict[int, asyncio.Lock] = {}
 
@@ -220,6 +225,7 @@ class Context:
 
     async def aclose(self, grace_ms: float = 1_000.0) -> list[str]:
         """End what stages spawned and close the handles; the names of tasks that did not stop in `grace_ms`."""
+        self.tool_runs.close()
         stuck = await self.tasks.aclose(grace_ms)
         handles, self._handles = self._handles, {}
         for key, handle in handles.items():

@@ -23,6 +23,7 @@
     |  |- OverloadedError
     |  `- ProtocolError
     |- AgentError                              the user's agent raised, gave the wrong thing or took too long
+    |- ToolError                               raised by a tool of the user's, to tell the model what went wrong
     |- SessionError
     |  |- InvalidTransitionError               .current, .event, .allowed
     |  |- SessionClosedError                   a call on a session that has ended
@@ -69,6 +70,7 @@ __all__ = [
     "SessionError",
     "SessionLimitError",
     "SessionNotFoundError",
+    "ToolError",
     "TransportClosed",
     "UnknownProviderError",
 ]
@@ -201,6 +203,10 @@ class ProtocolError(ProviderError):
 
 class AgentError(BelugaVoiceError):
     """The user's agent raised, gave something that is not text, or took too long."""
+
+
+class ToolError(BelugaVoiceError):
+    """Raise it in a tool to tell the model what went wrong: its message is what the model reads."""
 
 
 class SessionError(BelugaVoiceError):

@@ -17,7 +17,8 @@ class SessionEvent:
         name: "opened", "state", "speech_started", "speech_ended", "turn_started", "turn_end_proposed",
             "turn_end_withdrawn", "turn_ended", "transcript", "turn_heard", "turn_reopened", "turn_empty",
             "reply_started", "reply_text", "reply_audio", "reply_paused", "reply_resumed", "interrupted", "reply_ended",
-            "turn_finished", "dtmf", "tool", "line_lost", "resumed", "goaway", "error", "warning", "closing", "closed".
+            "turn_finished", "dtmf", "tool", "filler", "handed_over", "usage", "retried", "failed_over", "provider_health",
+            "line_lost", "resumed", "goaway", "error", "warning", "closing", "closed".
         at_ms: when, in ms since the session began.
         turn: the turn it belongs to; -1 for none.
         data: what else is known, by name; times end in `_ms`.
@@ -37,7 +38,8 @@ class TurnRecord:
     before it was over (a speech-to-speech model may speak before it tells its words). Speech ends where the VAD saw it end,
     less its hangover, and never after the decision. `e2e_latency_ms` (end of speech to first audio sent) is the sum of
     `endpointing_ms` (to the decision), `stt_latency_ms` (to the text), `agent_latency_ms` (to its first words),
-    `tts_latency_ms` (to its first audio) and `send_latency_ms`, where there are all of them.
+    `tts_latency_ms` (to its first audio) and `send_latency_ms`, where there are all of them. `stt_provider` and `tts_provider`
+    are those that served the turn, the last ones where it took several; empty where none did.
     """
 
     index: int
@@ -56,6 +58,8 @@ class TurnRecord:
     interrupted: bool
     source: str = ""
     reopened: int = 0
+    stt_provider: str = ""
+    tts_provider: str = ""
 
 
 @attrs.define(eq=False)
@@ -71,6 +75,8 @@ class Turn:
     seq: int = -1
     owed: int = 0
     reopened: int = 0
+    stt_provider: str = ""
+    tts_provider: str = ""
     ended_ms: float | None = None
     text_ms: float | None = None
     words_ms: float | None = None
@@ -106,6 +112,8 @@ class Turn:
             interrupted=interrupted,
             source=self.source,
             reopened=self.reopened,
+            stt_provider=self.stt_provider,
+            tts_provider=self.tts_provider,
         )
 
 

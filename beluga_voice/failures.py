@@ -6,6 +6,7 @@ ProtocolError("stt 'example': KeyError: 'text'; expected an answer as its docume
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -175,7 +176,10 @@ def retry_after_ms(headers: Mapping[str, str] | None) -> float | None:
 
 
 def capped(httpx: Any, max_bytes: int = MAX_BODY_BYTES) -> dict[str, list[Any]]:
-    """`event_hooks` for a client of `httpx` or `httpx2`: an answer of more than `max_bytes` ends in a `ProtocolError`."""
+    """`event_hooks` for a client of `httpx` or `httpx2`: an answer of more than `max_bytes` ends in a `ProtocolError`.
+
+    Closing an answer is seen to its end, also when its caller is cancelled meanwhile.
+    """
 
     class Capped(httpx.AsyncByteStream):  # type: ignore[misc]
         def __init__(self, stream: Any) -> None:
@@ -190,7 +194,11 @@ def capped(httpx: Any, max_bytes: int = MAX_BODY_BYTES) -> dict[str, list[Any]]:
                 yield chunk
 
         async def aclose(self) -> None:
-            await self._stream.aclose()
+            closing = asyncio.ensure_future(self._stream.aclose())
+            try:
+                await asyncio.shield(closing)
+            finally:
+                await asyncio.wait([closing])  # cancelled in the midst of it, the pool would keep the connection for good
 
     async def cap(response: Any) -> None:
         response.stream = Capped(response.stream)

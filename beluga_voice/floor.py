@@ -34,6 +34,7 @@ class Floor:
         later: what was said while the line was lost, or whose words came late, into a reply that goes on: answered after it.
         turns: how many turns there were, this one included.
         speaking: the VAD hears the caller.
+        talked_over: the speech that ended last was no interruption.
         active_ms: when anything last happened that a caller takes part in.
         heard_seq: the number of the last frame of the line that the ears are done with.
         timers: what the turn under way may not exceed: "turn" (its length), "final" (the wait for its words).
@@ -55,7 +56,7 @@ class Floor:
         self.turn: Turn | None = None
         self.later: Turn | None = None
         self.turns = snapshot.turns if snapshot is not None else 0
-        self.speaking = False
+        self.speaking = self.talked_over = False
         self.active_ms = 0.0
         self.heard_seq = self._done_seq = snapshot.seq if snapshot is not None else -1
         self._quiet_seq = -1
@@ -71,8 +72,8 @@ class Floor:
 
     @property
     def quiet(self) -> bool:
-        """True when nobody speaks and nothing is owed: a turn boundary."""
-        return self.state is SessionState.LISTENING and self.idle
+        """True when nobody speaks, nothing is owed and no tool runs: a turn boundary."""
+        return self.state is SessionState.LISTENING and self.idle and not self._context.tool_runs.running
 
     @property
     def index(self) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "Interrupted",
     "ReplyEnded",
     "ReplyStarted",
+    "ReplyWanted",
     "Retried",
     "SpeechEnded",
     "SpeechProbability",
@@ -135,6 +136,18 @@ class WordsWanted:
     """A wish of the session: tell, as an interim transcript, what the speech under way says so far."""
 
     at_ms: float
+
+
+@attrs.frozen
+class ReplyWanted:
+    """A wish of the session: a speech-to-speech model makes reply number `reply`.
+
+    It answers what it heard; or `text`, which was typed; or it says just `say`.
+    """
+
+    reply: int
+    text: str = ""
+    say: str = ""
 
 
 # --- hearing ---------------------------------------------------------------------------------------------------------
@@ -317,6 +330,13 @@ class Failed:
 
 # --- providers -------------------------------------------------------------------------------------------------------
 
+_is_text = attrs.validators.instance_of(str)
+
+
+def _by_unit(amounts: Mapping[str, float]) -> dict[str, float]:
+    return dict(amounts)
+
+
 
 @attrs.frozen
 class Usage:
@@ -325,10 +345,10 @@ class Usage:
     `kind` and `provider` say whose bill ("tts", "elevenlabs"), `model` by which price.
     """
 
-    kind: str
-    provider: str
-    model: str = ""
-    amounts: Mapping[str, float] = attrs.field(factory=dict)
+    kind: str = attrs.field(validator=_is_text)
+    provider: str = attrs.field(validator=_is_text)
+    model: str = attrs.field(default="", validator=_is_text)
+    amounts: Mapping[str, float] = attrs.field(factory=dict, converter=_by_unit)
 
 
 @attrs.frozen
@@ -371,6 +391,7 @@ Frame = (
     | Interrupt
     | WordsFrom
     | WordsWanted
+    | ReplyWanted
     | SpeechProbability
     | SpeechSuspected
     | SpeechStarted

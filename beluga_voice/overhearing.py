@@ -46,7 +46,7 @@ class Overhearing:
         ear: EchoEar | None,
     ) -> None:
         self._floor, self._mouth, self._replies, self._owed = floor, floor.mouth, replies, owed
-        self._context, self._options, self._stt_closes, self._ear = context, options, stt_closes, ear
+        self._context, self._options, self.stt_closes, self._ear = context, options, stt_closes, ear
         self._aside: Turn | None = None
 
     def hear(self, frame: Frame) -> None:
@@ -71,7 +71,7 @@ class Overhearing:
         if verdict is Verdict.PAUSE:
             self._aside = None
             reply.playout.pause()
-            if rule.over_echo and self._stt_closes:  # what the recogniser has been given is the reply
+            if rule.over_echo and self.stt_closes and not self._mouth.relays:  # what the recogniser has been given is the reply
                 self._context.emit(WordsFrom(max(0.0, rule.speech_start_ms - ECHO_PREROLL_MS)))
                 self._owed.expect(None)
             tell("reply_paused", index, reply=reply.number, played_ms=played_ms, speech_start_ms=start_ms)
@@ -104,7 +104,7 @@ class Overhearing:
         """Words that came, and those before them, are `text`; if they are of the `turn` set aside, they may decide."""
         reply = self._mouth.reply
         if turn is not None and turn is self._aside and reply is not None and reply.barge_in is not None:
-            said = meaning(text, self._options, reply.heard_text())
+            said = meaning(text, self._options, reply.playout.heard_text())
             self._decide(reply, reply.barge_in, reply.barge_in.heard(said))
 
     def _claim(self, turn: Turn) -> None:
@@ -116,6 +116,7 @@ class Overhearing:
             turn.finals.append(text)
             self._floor.tell("transcript", turn.index, text=text, is_final=True, confidence=None)
         self._owed.hand_over(aside, turn)
+        turn.stt_provider = aside.stt_provider or turn.stt_provider
         turn.speech_end_ms = aside.speech_end_ms or turn.speech_end_ms
         if aside.ended_ms is not None:
             self._floor.end(turn, aside.source)

@@ -75,10 +75,15 @@ class Owed:
 
     def wait(self, turn: Turn) -> None:
         """Have the turn, which is over, answered as soon as all its words are there."""
-        if turn.owed <= 0:
+        if turn.owed <= 0 or self._floor.mouth.relays:
             self._replies.answer(turn)
         else:
             self._set_timer(turn)
+
+    def wait_for_end(self, turn: Turn | None) -> None:
+        """Speech is over, and a speech-to-speech model says when the turn is; what it took for none ends here."""
+        if turn is not None and turn.ended_ms is None and self._floor.mouth.relays and self._floor.mouth.reply is None:
+            self._floor.timers.set("final", GIVE_UP_MS, self._give_up, turn)
 
     def hold(self) -> None:
         """The line is lost: no turn is given up."""
@@ -91,6 +96,16 @@ class Owed:
         turn, self.overdue = self.overdue, None
         if turn is not None:
             self._set_timer(turn)
+
+    def renew(self) -> None:
+        """The recogniser begins anew with what it was given: who waits for words waits as long again."""
+        turn = self._floor.turn
+        if turn is None or "final" not in self._floor.timers:
+            return
+        if self._floor.state is SessionState.PROCESSING:
+            self._set_timer(turn)
+        else:
+            self._floor.timers.set("final", GIVE_UP_MS, self._give_up, turn)
 
     def _set_timer(self, turn: Turn) -> None:
         self._floor.timers.set("final", self._timeout_ms, self._late, turn)

@@ -39,7 +39,8 @@ class Playout:
     """One reply on its way to one line.
 
     `on_first_sent()` is called just before the first audio goes to the line. `run` does the sending, as a task of the session;
-    everything else returns at once but `add`, which waits while too much is held.
+    everything else returns at once but `add`, which waits while too much is held. `until_ms` is when all it was given will have
+    been played, by the clock, if nothing holds it up.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Playout:
         self._total = 0
         self._base_ms: float | None = None
         self._stopped_ms: float | None = None
+        self.until_ms = 0.0
         self._spans: list[_Span] = []
+        self._spread = ""
         self._resampler: Resampler | None = None
         self._finished = self._paused = self._held = self._line_paused = False
         self._news: asyncio.Future[None] | None = None
@@ -94,7 +97,12 @@ class Playout:
         if pcm:
             self._pieces.append(pcm)
             self._total += len(pcm) // BYTES_PER_SAMPLE
+            self.until_ms = max(self.until_ms, self._clock.now_ms()) + self._ms(len(pcm) // BYTES_PER_SAMPLE)
             self._wake()
+
+    def spread(self, text: str) -> None:
+        """Add text whose place in the audio nobody tells: it is taken to be spread evenly over all of it."""
+        self._spread += text
 
     def finish(self) -> None:
         """No more audio will be added."""
@@ -202,9 +210,10 @@ class Playout:
         played = self._samples(self.played_ms + ROUNDING_MS)
         if self.played_ms < UNHEARD_MS and not (self._finished and played >= self._total):
             return ""
-        ends = [span.start for span in self._spans[1:]] + [self._total]
+        spans = self._spans or [_Span(0, self._spread.strip())]
+        ends = [span.start for span in spans[1:]] + [self._total]
         heard = []
-        for span, end in zip(self._spans, ends):
+        for span, end in zip(spans, ends):
             if end == span.start:
                 continue  # a text without a sound
             if end <= played and (self._finished or end < self._total):

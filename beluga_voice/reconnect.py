@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 
+from . import breaker
 from .clock import Clock
 from .errors import ReconnectError
 from .transport import Transport
@@ -22,7 +24,7 @@ Jitter = Callable[[float, float], float]
 LONGEST_DELAY_MS = 10_000.0
 ATTEMPT_MS = 10_000.0  # one attempt takes no longer
 DOUBLINGS = 30  # beyond, the power only overflows: the cap was reached long before
-FAILURES, OPEN_MS, PROBE_MS = 5, 10_000.0, 10_000.0
+FAILURES, OPEN_MS = 5, 10_000.0
 
 
 def backoff_ms(attempt: int, base_delay_ms: float, jitter: Jitter = random.uniform) -> float:
@@ -35,47 +37,25 @@ def backoff_ms(attempt: int, base_delay_ms: float, jitter: Jitter = random.unifo
     return jitter(0.0, min(LONGEST_DELAY_MS, base_delay_ms * 2.0 ** min(attempt - 1, DOUBLINGS)))
 
 
-class Breaker:
-    """Stops attempts for a while once `failures` of them in a row have failed; then lets one through to see.
+class Breaker(breaker.Breaker):
+    """What spares a place that is down: five failures in a row open it for 10 s, then one attempt in 10 s goes out.
 
-    A probe that has not come back after `probe_ms` no longer bars the next.
-
-    Attributes:
-        state: "closed" (all may try), "open" (nobody), "half_open" (one is trying).
+    Args:
+        clock: whose time.
     """
 
-    def __init__(
-        self, failures: int = FAILURES, open_ms: float = OPEN_MS, probe_ms: float = PROBE_MS, *, clock: Clock | None = None
-    ) -> None:
-        self._failures, self._open_ms, self._probe_ms = failures, open_ms, probe_ms
-        self._clock = clock or Clock()
-        self._failed = 0
-        self._until_ms = 0.0
-        self.state = "closed"
-
-    @property
-    def wait_ms(self) -> float:
-        """How long until an attempt may be made; 0: now."""
-        return 0.0 if self.state == "closed" else max(0.0, self._until_ms - self._clock.now_ms())
-
-    def enter(self) -> bool:
-        """Ask to make an attempt; whoever was allowed to tells `succeeded` or `failed`."""
-        if self.state == "closed":
-            return True
-        if self.wait_ms >= 1.0:  # whoever slept for it may wake a rounding error early
-            return False
-        self.state, self._until_ms = "half_open", self._clock.now_ms() + self._probe_ms
-        return True
-
-    def succeeded(self) -> None:
-        """The attempt succeeded."""
-        self.state, self._failed = "closed", 0
-
-    def failed(self) -> None:
-        """The attempt failed."""
-        self._failed += 1
-        if self.state == "half_open" or self._failed >= self._failures:
-            self.state, self._until_ms = "open", self._clock.now_ms() + self._open_ms
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        super().__init__(
+            window=FAILURES,
+            minimum_calls=FAILURES,
+            failure_share=1.0,
+            slow_ms=math.inf,
+            open_ms=OPEN_MS,
+            longest_open_ms=OPEN_MS,  # the caller is waiting: a line that is back is found soon
+            probes=1,
+            probe_timeout_ms=ATTEMPT_MS,
+            clock=clock,
+        )
 
 
 async def dial(
@@ -95,19 +75,20 @@ async def dial(
     last: Exception | None = None
     for attempt in range(max_attempts):
         await clock.sleep_ms(max(backoff_ms(attempt, base_delay_ms, jitter), breaker.wait_ms))
-        if not breaker.enter():
+        tried = breaker.enter()
+        if tried is None:
             continue
         try:
             async with asyncio.timeout(ATTEMPT_MS / 1000.0):
                 line = await connect()
         except Exception as error:
-            breaker.failed()
+            tried.failed(error)
             last = error
         except BaseException:
-            breaker.failed()
+            tried.left()
             raise
         else:
-            breaker.succeeded()
+            tried.succeeded()
             return line
     why = f"; the last one failed: {last!r}" if last is not None else "; another session was trying"
     raise ReconnectError(f"the line did not come back in {max_attempts} attempts{why}", attempts=max_attempts) from last

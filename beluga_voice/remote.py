@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
+from ._redaction import keep_out_of_logs
 from .engine import Engine
 from .errors import MissingKeyError, OptionError, ProviderError
 from .failures import Row, failure
@@ -69,6 +70,7 @@ class Vendor:
         close: frees such a client.
         failures: the one table of its exceptions, in order: the class (or classes) of an exception, and either the error that
             it is, or a function that gives what it tells. What no row has is told by kind: time-outs, the network, the rest.
+            A function that gives the table, where the classes are an SDK's that is imported late.
         codes: the vendor's own codes that say more than the status does: {"insufficient_quota": QuotaError}.
     """
 
@@ -77,7 +79,7 @@ class Vendor:
     base_url: str
     make: Callable[[Access], Any]
     close: Callable[[Any], Awaitable[object]] = _nothing_to_close
-    failures: tuple[Row, ...] = ()
+    failures: tuple[Row, ...] | Callable[[], tuple[Row, ...]] = ()
     codes: Mapping[str, type[ProviderError]] = attrs.field(factory=dict)
 
 
@@ -136,6 +138,7 @@ class Remote(Engine):
             )
         if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
             raise OptionError(f"{owner}: option 'api_key' is *** (a text with spaces or signs no key has); copy it again")
+        keep_out_of_logs(api_key)
         self.access = Access(api_key, _root(self.options.base_url or self.vendor.base_url, owner))
         self.account = f"{self.vendor.name}@{self.access.fingerprint}"
         self.max_concurrent = self.options.max_concurrent or None
@@ -156,9 +159,10 @@ class Remote(Engine):
 
     def failed(self, error: BaseException, doing: str = "") -> ProviderError:
         """The error of ours to raise for one of the SDK's: `raise self.failed(error) from None`, so that no key is printed."""
+        rows = self.vendor.failures
         return failure(
             error,
-            self.vendor.failures,
+            rows() if callable(rows) else rows,
             self.vendor.codes,
             provider=self.name,
             kind=self.kind,

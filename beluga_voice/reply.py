@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from ._streams import Channel
 from .barge_in import BargeIn
 from .chain import Chain
 from .engine import Context
 from .errors import AgentError
 from .events import Turn
-from .frames import AudioOut, EndCall, Failed, Frame, TextDelta, ToolCalled, ToolReturned
+from .frames import AudioOut, EndCall, Failed, Frame, ReplyEnded, TextDelta, ToolCalled, ToolReturned
 from .playout import Playout
 
 __all__ = ["Reply"]
 
 NOTHING = "the agent gave nothing to say; expected text. Return or yield a str."
+MOST_RELAYED_BYTES = 32 * 2**20  # eleven minutes at 24 kHz: a model may be that far ahead of what is played
 
 
 class Reply:
@@ -36,7 +38,9 @@ class Reply:
         excused: it may end without a word: the agent hangs up, or speaks by `say`.
         fallback: it is what is said when the agent failed.
         interruptible: whether the caller may stop it.
+        asked: of a reply that comes by the ears: what comes now is it, and nothing from before.
         before: what was heard of the failed reply that a fallback stands in for.
+        asides: what was said in it and is no part of it: fillers.
         seen: when its playing was last seen to go on, and how much was played then, in ms.
     """
 
@@ -55,12 +59,14 @@ class Reply:
         self.text = ""
         self.tools: list[ToolCalled | ToolReturned] = []
         self.failed = self.cancelled = self.made_audio = self.excused = False
-        self.fallback = False
+        self.fallback = self.asked = False
         self.interruptible = True
         self.before = ""
+        self.asides: list[str] = []
         self.seen = (-1.0, 0.0)
         self.tasks: list[asyncio.Task[None]] = []
         self._stages, self._first, self._on_frame = stages, first, on_frame
+        self._relayed: Channel[AudioOut] = Channel(MOST_RELAYED_BYTES, lambda frame: float(len(frame.pcm)))
 
     @property
     def made_here(self) -> bool:
@@ -68,8 +74,10 @@ class Reply:
         return self._stages is not None
 
     async def make(self, context: Context) -> None:
-        """Run the stages into the playout."""
-        assert self._stages is not None
+        """Run the stages, or what comes by the ears, into the playout."""
+        if self._stages is None:
+            await self._play_relayed()
+            return
 
         async def beginning() -> AsyncIterator[Frame]:
             yield self._first
@@ -96,11 +104,38 @@ class Reply:
         finally:
             self.playout.finish()
 
+    def relay(self, frame: TextDelta | AudioOut | ToolCalled | ReplyEnded) -> bool:
+        """Take one frame that comes by the ears, as fast as it comes; False for audio there is no room for any more."""
+        if isinstance(frame, ReplyEnded):
+            self.failed = not (self.text or self.made_audio or self.tools or self.excused)
+            self._relayed.close()
+        elif isinstance(frame, AudioOut):
+            if not self.made_audio:
+                self.made_audio = True
+                self._on_frame(self, frame)
+            if self._relayed.load + len(frame.pcm) > MOST_RELAYED_BYTES:
+                return False
+            self._relayed.put_over(frame)
+        else:
+            if isinstance(frame, TextDelta):
+                self.playout.spread(frame.text)
+            self.note(frame)
+        return True
+
+    async def _play_relayed(self) -> None:
+        try:
+            async for frame in self._relayed:
+                await self.playout.add(frame)
+        finally:
+            self.playout.finish()
+
     def note(self, frame: Frame) -> None:
         """Keep what `frame` says of the reply, and pass it on."""
         if isinstance(frame, TextDelta):
             self.text += frame.text
         elif isinstance(frame, (ToolCalled, ToolReturned)):
+            if any(frame is told for told in self.tools):
+                return  # the session told it already, and here it comes by the stages
             self.tools.append(frame)
         elif isinstance(frame, Failed):
             self.failed = self.failed or (self._stages is not None and frame.stage == self._stages.stages[0].name)
@@ -108,11 +143,45 @@ class Reply:
             self.excused = True
         self._on_frame(self, frame)
 
+    def owns(self, frame: ToolCalled | ToolReturned) -> bool:
+        """True for a call made now, and for the result of one of its own."""
+        return isinstance(frame, ToolCalled) or any(call.call_id == frame.call_id for call in self.tools)
+
+    @property
+    def waits_for_tools(self) -> bool:
+        """True while a tool it called has not returned."""
+        called = {call.call_id for call in self.tools if isinstance(call, ToolCalled)}
+        return bool(called - {call.call_id for call in self.tools if isinstance(call, ToolReturned)})
+
+    @property
+    def undoable(self) -> bool:
+        """True while it is as if it had never been: nothing of it was heard, and it called no tool."""
+        return not self.tools and not self.heard_text()
+
     def heard_text(self) -> str:
-        """What was heard of it, and before it of the reply it stands in for."""
-        return " ".join(text for text in (self.before, self.playout.heard_text()) if text)
+        """What was heard of it, without fillers, and before it of the reply it stands in for."""
+        heard = _without(self.playout.heard_text(), self.asides) if self.asides else self.playout.heard_text()
+        return " ".join(text for text in (self.before, heard) if text)
 
     def cut(self) -> float:
         """Stop speaking, now; how much was played, in ms. The mouth is still to be stopped."""
         self.cancelled = True
         return self.playout.cut()
+
+
+def _without(heard: str, asides: list[str]) -> str:
+    """`heard` without `asides`, in the order they were said; the last one may have been cut."""
+    words, begin = heard.split(), 0
+    plain = [_plain(word) for word in words]
+    for aside in asides:
+        said = [_plain(word) for word in aside.split()]
+        for at in range(begin, len(words)):
+            if plain[at : at + len(said)] == said[: len(plain) - at]:
+                del words[at : at + len(said)], plain[at : at + len(said)]
+                begin = at
+                break
+    return " ".join(words)
+
+
+def _plain(word: str) -> str:
+    return "".join(sign for sign in word.casefold() if sign.isalnum())

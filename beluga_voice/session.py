@@ -24,11 +24,13 @@ from .chain import Chain
 from .clock import Clock, Timers
 from .connection import Connection
 from .dialogue import Dialogue
+from .ears import Ears
 from .engine import Context
 from .errors import LineLost, ReconnectError, SessionClosedError, SessionError
 from .events import TurnRecord
-from .frames import Frame
+from .frames import Frame, ToolCalled, ToolReturned, Usage
 from .history import Message
+from .hybrid import HandOver, Hybrid
 from .intake import Intake
 from .line import Line, NoLine
 from .reconnect import Breaker, Connect
@@ -36,6 +38,7 @@ from .says import SayHandle
 from .settings import SessionOptions
 from .snapshot import Snapshot
 from .state import Happening, SessionState
+from .tool_runs import ToolRuns
 from .transport import Transport
 
 __all__ = ["Session"]
@@ -97,11 +100,14 @@ class Session:
         self._line = Line(line) if line is not None else None
         self._snapshot, self._before_hang_up = snapshot, before_hang_up
         self._clock = clock or Clock()
+        self._hand_over: HandOver | None = None
+        if isinstance(chain, Hybrid):
+            self._hand_over = HandOver(chain, lambda *told, **data: self._tell(*told, **data))
+            listeners = (*listeners, self._hand_over.on_event)
         self._announcer = Announcer(
             self.session_id, (*listeners, self._line.notify) if self._line else listeners, self._now_ms
         )
         self._tell = self._announcer.tell
-        self._ears = chain.split()[0]
         self._context = Context(
             session_id=self.session_id,
             clock=self._clock,
@@ -142,14 +148,27 @@ class Session:
             end=self.close,
             line_failed=self._connection.fail,
             snapshot=snapshot,
+            on_boundary=self._boundary,
+            on_unanswered=self._unanswered,
         )
+        self._ears = Ears(
+            chain.split()[0],
+            self._context,
+            hear=self._dialogue.hear,
+            on_crash=self._ears_crashed,
+            changeable=self._hand_over is not None,
+        )
+        if isinstance(chain, Hybrid):
+            self._dialogue.use(chain, voice=chain.chains["cascade"])
         self._floor, self._replies = self._dialogue.floor, self._dialogue.replies
+        self._context.tool_runs.tell = self._tool
         self._asking = Asking(
-            chain,
+            chain.chains["cascade"] if isinstance(chain, Hybrid) else chain,
             self._context,
             self._dialogue.history,
             timeout_ms=self.options.agent_timeout_ms,
             on_end_call=lambda: self.close("agent_ended"),
+            providers=self._dialogue.providers,
         )
 
     # --- what everybody may ask --------------------------------------------------------------------------------------
@@ -170,6 +189,16 @@ class Session:
         counted = self._context.counters
         counted["inbound_frames_dropped"] = self._context.inbox.dropped
         return counted
+
+    @property
+    def usage(self) -> tuple[Usage, ...]:
+        """What its calls to providers used so far, for the bill: one sum for each kind, provider and model."""
+        return self._dialogue.providers.usage
+
+    @property
+    def tool_runs(self) -> ToolRuns:
+        """The tool calls under way; the session owns them."""
+        return self._context.tool_runs
 
     @property
     def line(self) -> Transport | None:
@@ -332,6 +361,7 @@ class Session:
                 for engine in self.chain.engines:
                     await engines.enter_async_context(engine)
                 self._begin(self._line)
+                self._context.tasks.spawn(self._dial(), "dial providers")
                 await self._ended
             except Exception:
                 self.end_reason = self.end_reason or "error"
@@ -342,20 +372,21 @@ class Session:
 
     def _begin(self, line: Line) -> None:
         self._opened_ms = self._clock.now_ms()
-        providers = {stage.kind: stage.name for stage in self.chain.stages}
+        chains = self.chain.chains.values() if isinstance(self.chain, Hybrid) else (self.chain,)
+        providers = {stage.kind: stage.name for chain in chains for stage in chain.stages}
         self._tell(
             "opened",
             -1,
             session_id=self.session_id,
             transport=line.transport.provider or type(line.transport).__name__,
-            mode="s2s" if "s2s" in providers else "cascade",
+            mode="s2s" if self.chain.stage("s2s") else "cascade",
             providers=providers,
             resumed=self._snapshot is not None,
         )
         if self._snapshot is not None:
             self._intake.back()
         self._context.tasks.spawn(self._hold_line(), "line")
-        self._context.spawn(self._listen(), "ears")
+        self._context.spawn(self._ears.run(), "ears")
         self._timers.set("length", self.options.max_session_ms, self._too_long)
         self._timers.set("idle", self.options.idle_timeout_ms, self._check_idle)
         self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
@@ -363,16 +394,25 @@ class Session:
         if self._snapshot is not None:
             self._tell("resumed", -1, kind="warm", gap_ms=None)
 
+    async def _dial(self) -> None:
+        """Open now what the session's first call to a remote provider would wait for; who fails has another try then."""
+        remote = [engine for engine in self.chain.engines if engine.account]
+        opened = await asyncio.gather(*map(self._context.handle, remote), return_exceptions=True)
+        for engine, error in zip(remote, opened):
+            if isinstance(error, Exception):
+                log.info("session %s: %s %r was not opened ahead: %s", self.session_id, engine.kind, engine.name, error)
+
     async def _finish(self, line: Line) -> None:
         self.end_reason = self.end_reason or "cancelled"
         self._last_snapshot = self.snapshot()  # before what goes on is cut: elsewhere it may go on
         self._timers.cancel()
         self._connection.close()
         self._replies.stop()
-        self._context.inbox.close()
         try:
             await self._stop_work()
+            self._dialogue.providers.hear_all(self._context.inbox.drain())  # what the last calls used
         finally:  # also when closing is cancelled: the line is hung up and everybody is told
+            self._context.inbox.close()
             try:
                 await self._say_goodbye()
                 await self._hang_up(line)
@@ -434,23 +474,29 @@ class Session:
         self._dialogue.line_back()
         self._tell("resumed", -1, kind="hot", gap_ms=round(self._now_ms() - self._lost_ms, 3))
 
-    async def _listen(self) -> None:
-        """Run the ears; if a stage crashes they are rebuilt, once."""
-        for last_chance in (False, True):
-            try:
-                async with self._ears.process(self._context.inbox, self._context) as frames:
-                    async for frame in frames:
-                        self._dialogue.hear(frame)
-                if self._context.inbox.closed:
-                    return
-                raise RuntimeError("a stage stopped passing frames on; expected it to go on until its input ends")
-            except Exception as error:
-                log.debug("session %s: the ears failed", self.session_id, exc_info=True)
-                self._tell("error", -1, stage="ears", message=f"{type(error).__name__}: {error}", error=error)
-                if last_chance:
-                    self.close("error")
-                else:
-                    self._dialogue.deafened()
+    def _ears_crashed(self, error: Exception, last_chance: bool) -> None:
+        self._tell("error", -1, stage="ears", message=f"{type(error).__name__}: {error}", error=error)
+        if last_chance:
+            self.close("error")
+        else:
+            self._dialogue.deafened()
+
+    def _boundary(self) -> None:
+        """A turn boundary: the place to go over to the other chain of two."""
+        if self._hand_over is not None and self._hand_over.due is not None and self._dialogue.settled:
+            self._go_over(self._hand_over)
+
+    def _unanswered(self) -> bool:
+        """A reply failed before anything of it was made: True if the other chain answers now."""
+        if self._hand_over is None or self._hand_over.due is None:
+            return False
+        self._go_over(self._hand_over)
+        return True
+
+    def _go_over(self, hand_over: HandOver) -> None:
+        chain = hand_over.take()
+        self._dialogue.use(chain, voice=hand_over.hybrid.chains["cascade"])
+        self._ears.use(chain.split()[0])
 
     # --- limits ------------------------------------------------------------------------------------------------------
 
@@ -478,6 +524,12 @@ class Session:
         self.turns.append(record)
         del self.turns[:-1_000]
         self._announcer.turn_finished(record)
+
+    def _tool(self, frame: ToolCalled | ToolReturned) -> None:
+        if self._asking.tool(frame):
+            self._tell("tool", -1, tool=frame)
+        else:
+            self._replies.tool(frame)
 
     def _held_loop(self, name: str, held_ms: float) -> None:
         self._context.counters["loop_held"] += 1

@@ -47,6 +47,8 @@ class SessionOptions:
     )
     agent_timeout_ms: float = option(15_000.0, "the longest wait for the agent's next words", at_least=10)
     final_timeout_ms: float = option(1_000.0, "the longest wait for a turn's final transcript", at_least=0)
+    tool_filler: str = option("One moment, please.", "what is said while a tool keeps the caller waiting; empty: nothing")
+    tool_filler_after_ms: float = option(1_000.0, "silence during a tool call before it is said; 0: never", at_least=0)
     send_lead_ms: float = option(200.0, "how far sending may be ahead of playing", at_least=20, at_most=5_000)
     resumed_lead_ms: float = option(500.0, "the same after a lost line came back", at_least=20, at_most=5_000)
     max_reply_audio_ms: float = option(10_000.0, "audio held for a reply; beyond, agent and voice wait", at_least=100)

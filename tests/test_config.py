@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import beluga_voice
-from beluga_voice import _imports, _toml, config
+from beluga_voice import _toml, config, imports
 from beluga_voice.errors import BelugaVoiceError, ChainError, ConfigError, MissingKeyError, OptionError
 
 APP = """
 from beluga_voice import stt, turn, s2s
 from beluga_voice.agent import Agent
 from beluga_voice.chain import each_frame
+from beluga_voice.errors import MissingKeyError
 from beluga_voice.frames import Transcript
 from beluga_voice.builtin.silence_turn import SilenceTurn
 from beluga_voice.turn import TurnCapabilities
@@ -34,6 +35,10 @@ class TurnEars(Ears):
 
     def stream(self):
         return super().stream()
+
+class Keyless(Ears):
+    def __init__(self):
+        raise MissingKeyError("no key; set KEYLESS_API_KEY, or give api_key", env_var="KEYLESS_API_KEY")
 
 class Reader(SilenceTurn):
     capabilities = TurnCapabilities(reads_words=True)
@@ -124,7 +129,6 @@ def test_a_file_makes_chain_session_and_limits(file):
         "agent": "echo",
         "tts": "tone",
     }
-    assert made.warnings == ()
 
 
 def test_options_reach_the_engines(file):
@@ -138,19 +142,55 @@ def test_a_distribution_can_be_named_before_the_provider(file):
     assert made.chain.stage("agent").name == "echo"
 
 
-def test_further_stt_tables_stand_by_and_a_warning_says_so(file):
-    path = file(
-        "[[stt]]\nprovider = 'config_app:Ears'\n\n[[stt]]\nprovider = 'config_app:Ears'\nlanguage = 'de'\n", stt=""
-    )
-    made = config.load(path)
-    assert [engine.options.language for engine in made.stand_bys["stt"]] == ["de"]
-    assert made.chain.stage("stt").engine.options.language == "en"
-    assert made.warnings == (f"{path}:4: only the first [[stt]] is used: failover is not built yet",)
+def test_further_tables_of_a_kind_stand_by_in_their_order(file):
+    ears = "".join(f"[[stt]]\nprovider = 'config_app:Ears'\nlanguage = '{one}'\n" for one in ("en", "de", "fr"))
+    voices = "".join(f"[[tts]]\nprovider = 'tone'\nvoice = '{one}'\n" for one in ("low", "high"))
+    agents = "[[agent]]\nprovider = 'config_app:Support'\n[[agent]]\nprovider = 'config_app:reply'\n"
+    made = config.load(file(ears + voices + agents, stt="", tts="", agent=""))
+    recogniser, agent, voice = (made.chain.stage(kind).engine for kind in ("stt", "agent", "tts"))
+    assert [engine.options.language for engine in recogniser.engines] == ["en", "de", "fr"]
+    assert [engine.options.voice for engine in voice.engines] == ["low", "high"]
+    assert [engine.name for engine in agent.engines] == ["Support", "reply"]
+    assert (made.names["stt"], made.names["tts"]) == ("config_app:Ears", "tone")
 
 
-def test_a_stand_by_is_checked_like_the_first(file):
-    text = "[[stt]]\nprovider = 'config_app:Ears'\n[[stt]]\nprovider = 'config_app:Ears'\nlangage = 'de'\n"
-    assert told(file(text, stt="")).startswith("call.toml:5: stt 'config_app:Ears' has no option 'langage'")
+def test_speech_to_speech_models_stand_by_for_one_another(file):
+    text = "[[s2s]]\nprovider = 'config_app:Model'\n" * 2
+    made = config.load(file(text, **dict.fromkeys(PARTS, "")))
+    assert len(made.chain.stage("s2s").engine.engines) == 2
+
+
+def test_the_resilience_table_holds_for_one_engine_as_for_several(file):
+    table = "[resilience]\nretries = 3\nfirst_audio_timeout_ms = 900\n"
+    two = "[[tts]]\nprovider = 'tone'\n[[tts]]\nprovider = 'tone'\n"
+    for made in (config.load(file(table)), config.load(file(table + two, tts=""))):
+        assert made.resilience.retries == 3
+        for kind in ("stt", "agent", "tts"):
+            assert made.chain.stage(kind).engine.resilience == made.resilience
+    assert not hasattr(config.load(file("")).chain.stage("tts").engine, "resilience")
+
+
+def test_an_agent_that_is_a_function_is_left_as_it_is(file):
+    made = config.load(file("[resilience]\nretries = 3\n[agent]\nprovider = 'config_app:reply'\n", agent=""))
+    assert made.chain.stage("agent").engine is None
+
+
+STAND_BYS = {
+    "option": ("provider = 'config_app:Ears'\nlangage = 'de'", 5, ["has no option 'langage'"]),
+    "not installed": ("provider = 'nowhere'", 4, ["'nowhere'", "stt"]),
+    "no key": ("provider = 'config_app:Keyless'", 4, ["KEYLESS_API_KEY", "api_key"]),
+    "no provider": ("language = 'de'", 3, ["has no provider"]),
+    "ends turns": ("provider = 'config_app:TurnEars'", 3, ["ends turns by itself"]),
+}
+
+
+@pytest.mark.parametrize("case", STAND_BYS)
+def test_a_stand_by_is_checked_like_the_first(case, file):
+    text, line, fragments = STAND_BYS[case]
+    message = told(file(f"[[stt]]\nprovider = 'config_app:Ears'\n[[stt]]\n{text}\n", stt=""), (ConfigError, MissingKeyError))
+    assert message.startswith(f"call.toml:{line}: ")
+    for fragment in fragments:
+        assert fragment in message
 
 
 def test_processors_stand_where_they_say_in_the_order_of_the_file(file):
@@ -242,6 +282,9 @@ WRONG = {
     "session type": ("[session]\n\nmax_sessions = 'x'", 3, ["'max_sessions'", "expected int"]),
     "session range": ("[session]\nmax_sessions = 0", 2, ["'max_sessions' is 0", "at least 1"]),
     "barge_in in session": ("[session.barge_in]\nmin_speech_ms = 3", 1, ["write [barge_in]"]),
+    "resilience key": ("[resilience]\nretrys = 3", 2, ["did you mean 'retries'?"]),
+    "resilience range": ("[resilience]\nfailure_share = 3", 2, ["'failure_share' is 3"]),
+    "resilience window": ("[resilience]\nwindow = 3", 1, ["window", "minimum_calls is 5"]),
     "barge_in key": ("[barge_in]\nmin_speach_ms = 3", 2, ["did you mean 'min_speech_ms'?"]),
     "provider": ("[tts]\nprovider = 'tne'", 2, ["'tne'", "Did you mean 'tone'?"]),
     "provider type": ("[tts]\nprovider = 3", 2, ["[tts] provider", "type int"]),
@@ -412,9 +455,7 @@ def test_any_text_is_taken_or_refused_in_words(text):
 
 
 keys = st.text(alphabet="abc", min_size=1, max_size=3)
-bodies = st.sampled_from(
-    ["1", '"one"', '"""\ntwo\nlines = 3\n"""', "[\n 1,\n # [x]\n 2\n]", "'''\n[a]\n'''", "{ a = 1 }"]
-)
+bodies = st.sampled_from(["1", '"one"', '"""\ntwo\nlines = 3\n"""', "[\n 1,\n # [x]\n 2\n]", "'''\n[a]\n'''", "{ a = 1 }"])
 
 
 @given(st.lists(st.tuples(keys, bodies, st.integers(0, 2)), max_size=8, unique_by=lambda one: one[0]))
@@ -428,7 +469,7 @@ def test_every_key_is_found_at_the_line_where_it_is_written(statements):
     assert {key: file.where("table", key) for key in expected} == {key: f"f:{line}" for key, line in expected.items()}
 
 
-@pytest.mark.parametrize("module", [config, _toml, _imports])
+@pytest.mark.parametrize("module", [config, _toml, imports])
 def test_the_examples_of_the_docstrings_run(module):
     assert doctest.testmod(module).failed == 0
     assert Path(beluga_voice.__file__).parent in Path(module.__file__).parents

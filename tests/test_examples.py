@@ -35,10 +35,14 @@ from beluga_voice import Chain, Session, agent, config, errors, processor, state
 from beluga_voice.clock import Clock, SimulatedLoop, run_simulated
 from beluga_voice.events import SessionEvent
 from beluga_voice.frames import DTMF, ToolCalled, ToolReturned
+from beluga_voice.hybrid import Hybrid, HybridOptions
 from beluga_voice.options import describe
+from beluga_voice.resilience import ResilienceOptions
 from beluga_voice.server import ServerOptions
 from beluga_voice.settings import BargeInOptions, SessionOptions
 from beluga_voice.testing import LoudVAD, ScriptedSTT, hold, quiet, speech
+from beluga_voice.testing.scripted_s2s import ScriptedS2S
+from beluga_voice.tts import TTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -125,6 +129,7 @@ def environment(folder):
         script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
         script.chmod(0o755)
     given = {name: value for name, value in os.environ.items() if name not in ("BELUGA_VOICE_PLUGINS", "PYTHONPATH")}
+    given |= {f"{vendor}_API_KEY": "no-real-key" for vendor in ("DEEPGRAM", "OPENAI", "GROQ", "ELEVENLABS")}
     return {**given, "PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
@@ -159,12 +164,13 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_only_set_up_is_not_run(page):
-    """What this file does not run is pip and venv, and nothing is left without a kind."""
+    """What this file does not run is pip, venv and the example of `test_cloud_example.py`; nothing is left without a kind."""
     text = page.read_text("utf-8")
     fences = re.findall(r"^```(\w*)$", text, re.MULTILINE)
     assert set(fences[::2]) <= {"python", "toml", "console", "sh", "text"}
     commands = [line for block in BLOCK.finditer(text) if block["kind"] == "sh" for line in block["body"].splitlines()]
-    assert [line for line in commands if not re.match(r"(\S*/)?(pip install|python3.11 -m venv) ", line)] == []
+    elsewhere = r"(\S*/)?(pip install|python3.11 -m venv|python examples/on_loopback.py)( |$)"
+    assert [line for line in commands if not re.match(elsewhere, line)] == []
 
 
 class TestReadme:
@@ -216,6 +222,8 @@ def titled_tables():
     session = [one for one in describe(SessionOptions) if one.name != "barge_in"]
     yield "`[session]`", option_table([*session, *describe(config.ManagerOptions)])
     yield "`[barge_in]`", option_table(describe(BargeInOptions))
+    yield "`[resilience]`", option_table(describe(ResilienceOptions))
+    yield "`[hybrid]`", option_table(describe(HybridOptions))
     yield "`[server]`", option_table(describe(ServerOptions))
     for kind in (vad, turn, stt, agent, tts, processor):
         for name in kind.names():
@@ -260,6 +268,19 @@ class TestErrorsPage:
         assert explained == set(errors.__all__) - {"BelugaVoiceError", "PluginError", "ConfigError", "SessionError"}
 
 
+class Sick(TTS):
+    """A service that cannot be reached, and then refuses the key."""
+
+    account = "sick@home"
+    calls = 0
+
+    async def synthesize_stream(self, texts):
+        async for _ in texts:
+            self.calls += 1
+            raise errors.ConnectFailedError("no network") if self.calls == 1 else errors.AuthError("no such key")
+        yield
+
+
 def happenings():
     """The events of conversations in which everything happens."""
 
@@ -268,6 +289,7 @@ def happenings():
 
     async def failing(text, history):
         yield ToolCalled("1", "clock")
+        await asyncio.sleep(2)
         yield ToolReturned("1", "noon")
         raise ValueError("no idea")
 
@@ -287,6 +309,10 @@ def happenings():
             Chain(LoudVAD(), turn.new("silence"), ScriptedSTT("one", delay_ms=900), long, tts.new("tone")), asked, quick
         ),
     ]
+    model = Chain(LoudVAD(), ScriptedS2S(lambda text: ["yes"]))
+    calls.append(hold(Hybrid(cascade=chain(long, "one"), s2s=model, policy=lambda _: "cascade"), asked + quiet(4_000)))
+    sick = tts.failover(Sick(), tts.new("tone"))
+    calls.append(hold(Chain(LoudVAD(), turn.new("silence"), ScriptedSTT("one"), long, sick), asked + quiet(2_500)))
     for call in calls:
         yield from call.events
     yield from run_simulated(moving(chain(long, "one")))

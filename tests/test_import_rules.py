@@ -11,17 +11,20 @@ ROOT = Path(beluga_voice.__file__).parent
 
 LAYERS = {
     "nouns": ("errors", "clock", "audio", "frames", "options"),
-    "joining": ("chain", "_streams", "_watch", "engine", "_fields", "wire", "link", "breaker", "resilience", "remote", "failures", "tools"),
+    "joining": (
+        *("chain", "_streams", "_redaction", "_watch", "engine", "_fields", "wire", "link", "breaker", "resilience", "ranked", "remote"),
+        *("failures", "tools", "tool_runs", "_parameters", "imports"),
+    ),
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
-        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "mouth"),
-        *("floor", "replies", "owed", "overhearing", "dialogue", "asking", "session"),
+        *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "filler"),
+        *("mouth", "providers", "floor", "replies", "owed", "overhearing", "words", "dialogue", "ears", "asking", "session"),
         *("_spans", "_turn_spans", "_instruments"),
-        *("manager", "resilience", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "shelf"),
+        *("manager", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "shelf"),
         *("admission", "connection", "announcing"),
     ),
-    "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "_imports", "__main__"),
+    "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "__main__"),
 }
 PLACE = {module: number for number, modules in enumerate(LAYERS.values()) for module in modules}
 FRONT_DOOR = "__init__"

@@ -14,7 +14,7 @@ from beluga_voice.builtin.memory_transport import MemoryTransport
 from beluga_voice.chain import each_frame
 from beluga_voice.clock import run_simulated
 from beluga_voice.errors import SessionLimitError
-from beluga_voice.frames import AudioIn, EndCall
+from beluga_voice.frames import AudioIn, EndCall, ToolCalled, ToolReturned
 from beluga_voice.settings import BargeInOptions
 from beluga_voice.testing import LoudVAD, ScriptedSTT, hold, quiet, speech
 from beluga_voice.tts import TTS
@@ -23,6 +23,7 @@ RATE_HZ = 16_000
 DEFAULTS = {
     "agent_timeout_ms": 15_000,
     "final_timeout_ms": 1_000,
+    "tool_filler_after_ms": 1_000,
     "send_lead_ms": 200,
     "max_reply_audio_ms": 10_000,
     "inbound_audio_ms": 5_000,
@@ -56,7 +57,8 @@ def test_the_defaults_are_the_contract():
     """And every limit there is has its test below."""
     made = SessionOptions()
     assert {name: getattr(made, name) for name in DEFAULTS} == DEFAULTS
-    assert {field.name for field in attrs.fields(SessionOptions)} == {*DEFAULTS, "greeting", "fallback", "barge_in"}
+    others = {"greeting", "fallback", "tool_filler", "barge_in"}
+    assert {field.name for field in attrs.fields(SessionOptions)} == {*DEFAULTS, *others}
     assert BargeInOptions() == BargeInOptions(enabled=True, min_speech_ms=200, false_alarm_ms=1_000)
     tested = {name.removeprefix("test_") for name in globals()} | {n.removeprefix("test_") for n in dir(TestAtTheLimit)}
     assert set(DEFAULTS) <= tested
@@ -91,6 +93,18 @@ class TestAtTheLimit:
         assert warned - ended == pytest.approx(700, abs=1)
         assert call.session.counters["finals_late"] == 1
         assert "listening" in call.states()[2:]
+
+    def test_tool_filler_after_ms(self):
+        """Told as an event, so long after the call."""
+
+        async def slow(text, history):
+            yield ToolCalled("1", "clock")
+            await asyncio.sleep(2)
+            yield ToolReturned("1", "noon")
+            yield "Noon."
+
+        call = hold(chain(slow), quiet(500) + speech(600) + quiet(5_000), SessionOptions(tool_filler_after_ms=700))
+        assert call.times("filler")[0] - call.times("tool")[0] == pytest.approx(700, abs=1)
 
     @pytest.mark.parametrize("lead_ms", [20, 5_000])
     def test_send_lead_ms(self, lead_ms):

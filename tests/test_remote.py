@@ -128,7 +128,9 @@ class TestAccess:
             ExampleTTS(api_key=key)
         assert key not in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["api.example.com", "ws://x", "ftp://x", "http://", "http://x?y=1", "http://u:p@x", "http://x y"])
+    @pytest.mark.parametrize(
+        "url", ["api.example.com", "ws://x", "ftp://x", "http://", "http://x?y=1", "http://u:p@x", "http://x y"]
+    )
     def test_what_is_no_root_is_refused(self, url):
         with pytest.raises(OptionError, match="expected an http:// or https:// root"):
             ExampleTTS(api_key="k", base_url=url)

@@ -816,6 +816,10 @@ def everything_once(out):
     out.call(chain(long), BARGE_IN, at=[(100, stumble)])
     out.feed(
         SessionEvent("error", 5.0, -1, {"stage": "line", "message": "x", "error": OSError()}),
+        SessionEvent("usage", 5.0, -1, {"kind": "tts", "provider": "one", "model": "big", "amounts": {"characters": 3}}),
+        SessionEvent("retried", 5.0, -1, {"kind": "tts", "provider": "one", "attempt": 2, "error": OSError()}),
+        SessionEvent("failed_over", 5.0, -1, {"kind": "tts", "old": "one", "new": "two", "error": OSError()}),
+        SessionEvent("provider_health", 5.0, -1, {"kind": "tts", "provider": "one", "old": "closed", "state": "open"}),
         SessionEvent("line_lost", 6.0, -1, {"message": "x"}),
         SessionEvent("turn_started", 6.0, 0),
         SessionEvent("turn_ended", 7.0, 0, {"source": "model", "speech_end_ms": None}),

@@ -156,7 +156,7 @@ class TestStage:
         assert [frame for frame in frames if isinstance(frame, TextDelta)] == [TextDelta("One. "), TextDelta("Two.")]
         assert readable(frames) == ""
 
-    def test_streaming_text_goes_to_the_voice_as_it_comes(self):
+    def test_streaming_text_goes_to_the_voice_in_whole_words_as_it_comes(self):
         got = []
 
         class Streaming(TTS):
@@ -167,8 +167,8 @@ class TestStage:
                     got.append(text)
                     yield AudioOut(b"\1\0", RATE_HZ, text)
 
-        speak(Streaming(), ["On", "e. T", "wo."])
-        assert got == ["On", "e. T", "wo."]
+        speak(Streaming(), ["On", "e. T", "wo. Thr", "ee"], gap_s=0.02)
+        assert got == ["One. ", "Two. ", "Three"]
 
     @pytest.mark.parametrize("error", [OSError("no socket"), RateLimitError("slow down")])
     def test_a_failure_is_told_once_and_all_text_still_passes(self, error):

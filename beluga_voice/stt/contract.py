@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import aclosing as closing
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 
@@ -58,6 +58,9 @@ class STTStream(AsyncIterator[Transcript], ABC):
     `closes` set (its text may be empty), after all other finals of what was sent before.
     """
 
+    async def connect(self) -> None:
+        """Open now what the first `send` would have to open. The default does nothing."""
+
     @abstractmethod
     async def send(self, audio: Audio) -> None:
         """Add audio; may wait for a slow engine."""
@@ -88,7 +91,7 @@ class STT(Engine, ABC):
     """
 
     kind = "stt"
-    capabilities: ClassVar[STTCapabilities] = STTCapabilities()
+    capabilities: STTCapabilities = STTCapabilities()
     options: Any = Options()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -110,6 +113,8 @@ class STT(Engine, ABC):
             await stream.send(audio)
             await stream.finalize()
             async for transcript in stream:
+                if type(transcript) is not Transcript:  # one that ends turns tells of them, too
+                    continue
                 if transcript.is_final:
                     texts.append(transcript)
                 if transcript.closes:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from .._streams import Channel, stop
 from ..audio import Audio, Resampler
 from ..chain import Stage
-from ..clock import Timers
 from ..engine import Context
-from ..errors import ProtocolError, ProviderError
 from ..frames import AudioOut, Failed, Frame, TextDelta
+from ..resilience import provider_error
 from .contract import TTS
-from .sentences import SentenceSplitter
+from .failover import Failover
+from .sentences import Script, SentenceSplitter
+from .speech import Speech
 
 __all__ = ["as_frame_processor"]
 
-SENTENCES_AHEAD = 4
-FLUSH_MS = 80.0  # an agent that pauses for longer after a full stop has finished a sentence: "It costs 3." may go on with "50"
+TEXT_AHEAD = 400  # letters that wait for the voice: a few sentences
 AHEAD_MS = 1_280.0  # audio that waits between the voice and the playout; a frame without audio counts as 20 ms
 
 
@@ -34,18 +34,22 @@ def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options
         options: its options to change, like `voice="nova"`.
     """
     engine = engine.with_options(**options)
+    voices = engine if isinstance(engine, Failover) else Failover(engine)
     SentenceSplitter("en"), Resampler(8_000, 16_000)  # their libraries are loaded now, not in the first reply
 
     async def run(frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[Frame]:
         out: Channel[Frame] = Channel(AHEAD_MS, _ahead_ms)
-        texts: Channel[str] = Channel(SENTENCES_AHEAD)
+        texts: Channel[str] = Channel(TEXT_AHEAD, len)
         rate_hz = sample_rate_hz or context.output_rate_hz
-        reading = context.spawn(_read(engine, context, frames, texts, out), f"{engine.name} text")
-        speaking = context.spawn(_speak(engine, context, texts, out, rate_hz), f"{engine.name} audio")
+        reading = context.spawn(_read(frames, texts, out), f"{engine.name} text")
+        speaking = context.spawn(_speak(voices, context, texts, out, rate_hz), f"{engine.name} audio")
+        context.interject = interject = functools.partial(_interject, texts)
         try:
             async for frame in out:
                 yield frame
         finally:
+            if context.interject is interject:
+                context.interject = None
             await stop(speaking)
             await stop(reading)
 
@@ -53,78 +57,62 @@ def as_frame_processor(engine: TTS, sample_rate_hz: int | None = None, **options
     return Stage(engine.name, run, "tts", "mouth", needs, makes, engine=engine)
 
 
-async def _read(
-    engine: TTS, context: Context, frames: AsyncIterator[Frame], texts: Channel[str], out: Channel[Frame]
-) -> None:
-    """Pass frames on, and their text to the voice: whole sentences, or as it comes where the voice takes that."""
-    whole = engine.capabilities.streaming_text
-    splitter = SentenceSplitter(getattr(engine.options, "language", "en"))
-    timers = Timers(context.clock)
-
-    def flush() -> None:
-        rest = splitter.rest()
-        if rest:
-            texts.put_over(rest)
-
+async def _read(frames: AsyncIterator[Frame], texts: Channel[str], out: Channel[Frame]) -> None:
+    """Pass frames on, and their text to the voice."""
     try:
         async for frame in frames:
-            timers.cancel()
             await out.put(frame)
             if type(frame) is TextDelta and frame.text:
-                for text in [frame.text] if whole else splitter.feed(frame.text):
-                    await texts.put(text)
-                if not whole and splitter.complete:
-                    timers.set("flush", FLUSH_MS, flush)
-        flush()
+                await texts.put(frame.text)
     except Exception as error:
         out.close(error)
     finally:
-        timers.cancel()
         texts.close()
 
 
-async def _speak(engine: TTS, context: Context, texts: Channel[str], out: Channel[Frame], rate_hz: int) -> None:
+def _interject(texts: Channel[str], text: str) -> None:
+    """Say a sentence that is not the agent's, after what it has said so far."""
+    texts.put_over(f"\n\n{text} ")
+
+
+class _Outlet:
+    """Where sound leaves the stage: at one rate, the end of each sentence flushed before the next is marked."""
+
+    def __init__(self, out: Channel[Frame], rate_hz: int) -> None:
+        self._out, self._rate_hz = out, rate_hz
+        self._resampler: Resampler | None = None
+
+    async def put(self, piece: AudioOut) -> None:
+        if piece.text or (self._resampler is not None and self._resampler.from_hz != piece.sample_rate_hz):
+            await self.flush()
+        if self._resampler is None:
+            self._resampler = Resampler(piece.sample_rate_hz, self._rate_hz)
+        pcm = self._resampler.feed(piece.pcm)
+        if pcm or piece.text or piece.words:
+            await self._out.put(AudioOut(pcm, self._rate_hz, piece.text, piece.words))
+
+    async def flush(self) -> None:
+        resampler, self._resampler = self._resampler, None
+        rest = resampler.feed(b"", last=True) if resampler is not None else b""
+        if rest:
+            await self._out.put(AudioOut(rest, self._rate_hz))
+
+
+async def _speak(voices: Failover, context: Context, texts: Channel[str], out: Channel[Frame], rate_hz: int) -> None:
     """Turn texts into audio at `rate_hz`."""
+    outlet = _Outlet(out, rate_hz)
     try:
-        voice = await context.handle(engine)
-        if engine.capabilities.streaming_text:
-            await _speak_texts(voice, texts, out, rate_hz, "")
-        else:
-            async for sentence in texts:
-                await _speak_texts(voice, _once(sentence), out, rate_hz, sentence)
+        handle = await context.handle(voices)
+        await Speech(handle, Script(texts, voices.language), context, outlet.put).run()
+        await outlet.flush()
     except Exception as error:
-        if not isinstance(error, ProviderError):
-            wrapped = ProtocolError(f"tts {engine.name!r} failed: {error!r}", provider=engine.name, kind="tts")
-            wrapped.__cause__ = error
-            error = wrapped
-        await out.put(Failed(engine.name, error))
+        await outlet.flush()
+        await out.put(Failed(voices.name, provider_error(error, "tts", voices.name)))
         async for _ in texts:
             pass
     finally:
         out.close()
 
 
-async def _speak_texts(
-    voice: TTS, texts: AsyncIterator[str], out: Channel[Frame], rate_hz: int, sentence: str
-) -> None:
-    """One call of the voice; its first audio is marked with the sentence, where it is one."""
-    resampler: Resampler | None = None
-    async with aclosing(cast(Any, voice.synthesize_stream(texts))) as pieces:
-        async for piece in pieces:
-            if resampler is None or resampler.from_hz != piece.sample_rate_hz:
-                resampler = Resampler(piece.sample_rate_hz, rate_hz)
-            pcm = resampler.feed(piece.pcm)
-            text, sentence = (sentence or piece.text), ""
-            if pcm or text or piece.words:
-                await out.put(AudioOut(pcm, rate_hz, text, piece.words))
-    rest = resampler.feed(b"", last=True) if resampler is not None else b""
-    if rest:
-        await out.put(AudioOut(rest, rate_hz))
-
-
 def _ahead_ms(frame: Frame) -> float:
     return Audio(frame.pcm, frame.sample_rate_hz).duration_ms if type(frame) is AudioOut else 20.0
-
-
-async def _once(text: str) -> AsyncIterator[str]:
-    yield text

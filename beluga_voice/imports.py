@@ -18,7 +18,7 @@ from typing import Any
 from .errors import ConfigError
 from .options import nearest
 
-__all__ = ["load"]
+__all__ = ["load", "searched"]
 
 
 def load(target: str, folders: Sequence[str]) -> Any:
@@ -47,15 +47,15 @@ def load(target: str, folders: Sequence[str]) -> Any:
 
 def _module(name: str, folders: Sequence[str]) -> ModuleType:
     try:
-        with _searched(folders):
+        with searched(folders):
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(f"module {name!r} needs {error.name!r}, which is not installed; install it") from error
         close = nearest(name, [entry.removesuffix(".py") for folder in folders for entry in _entries(folder)])
         hint = f"Did you mean {close!r}? " if close else ""
-        places = ", ".join(dict.fromkeys(folders))
-        message = f"no module is called {name!r}. {hint}Looked in {places} and the installed packages"
+        places = " and ".join(filter(None, (", ".join(dict.fromkeys(folders)), "the installed packages")))
+        message = f"no module is called {name!r}. {hint}Looked in {places}"
         raise ConfigError(message) from None
     except (Exception, SystemExit) as error:
         raise ConfigError(f"module {name!r} does not import: {type(error).__name__}: {error}") from error
@@ -75,7 +75,8 @@ def _check_origin(module: ModuleType, folders: Sequence[str]) -> None:
 
 
 @contextmanager
-def _searched(folders: Sequence[str]) -> Iterator[None]:
+def searched(folders: Sequence[str]) -> Iterator[None]:
+    """The folders are on `sys.path` meanwhile, before the installed packages."""
     added = [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
     sys.path[:0] = added
     importlib.invalidate_caches()

@@ -1,0 +1,463 @@
+"""One session's recognition: its audio goes to the first recogniser that takes it, and from one that fails to the next.
+
+What is not answered yet is kept in a `Log`. One task, the driver, opens a stream, feeds it from the log, and when the stream
+fails, or owes its closing transcript for too long, begins anew with another: the same recogniser where that may help, else
+the next one. So each word is told once, whoever hears it in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import attrs
+
+from .._streams import stop
+from ..audio import Audio
+from ..clock import Timers
+from ..engine import Context
+from ..errors import ConnectFailedError, OverloadedError, ProtocolError, ProviderError, ProviderTimeoutError
+from ..frames import Failed, FailedOver, Frame, Retried, Transcript
+from ..resilience import Call, Guard, ResilienceOptions, guard, provider_error, retry_delay_ms
+from .contract import STT, STTStream
+from .log import Log, Utterance, Wish
+from .placing import moved
+from .upstream import Upstream
+
+__all__ = ["Recognition"]
+
+WAITING_AUDIO_MS = 30_000.0
+DRAIN_MS = 30_000.0
+DOWN_MS = 1_000.0  # when nobody hears the caller, the next try in mid-utterance
+PATIENCE = 4  # so many times longer is the last provider waited for: a late answer is better than none
+EMPTY_MS = 1_000.0  # nobody says nothing for so long: another provider is asked, too
+
+Choice = tuple[int, Call]
+
+
+class Recognition:
+    """Takes what a caller says and tells what was said. Nothing that is put in waits.
+
+    Args:
+        engines: the recognisers, in order of preference.
+        options: how long each is waited for, and how often tried.
+        context: whose tasks, clock, counters and handles.
+        tell: told every frame that comes of it: transcripts, `Failed`, `Retried`, `FailedOver`, `HealthChanged`, `Usage`.
+    """
+
+    def __init__(
+        self, engines: Sequence[STT], options: ResilienceOptions, context: Context, tell: Callable[[Frame], object]
+    ) -> None:
+        self._engines, self._options, self._context, self._tell = engines, options, context, tell
+        self._ends_turns = engines[0].capabilities.ends_turns
+        self._log = Log(WAITING_AUDIO_MS)
+        self._line_ms = 0.0  # where, on the caller's line, the newest audio ends
+        self._timers = Timers(context.clock)
+        self._driver: asyncio.Task[None] | None = None
+        self._work: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._eager = False
+        self._upstream: Upstream | None = None
+        self._serving: asyncio.Timeout | None = None
+        self._failure: Exception | None = None
+        self._held: list[Transcript] = []  # finals that a failure would undo: told once the closing one is there
+        self._kept: list[Transcript] = []  # those of streams that failed: better than nothing
+        self._at = 0
+        self._return_ms = 0.0
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        """Whatever failed before may be tried again."""
+        self._tries: dict[int, int] = {}
+        self._out: list[int] = []
+        self._error: ProviderError | None = None
+        self._again: tuple[int, float, int] | None = None
+
+    # --- what is put in ----------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Open a stream now, before there is audio."""
+        self._eager = True
+        self._wake()
+
+    def audio(self, audio: Audio, end_ms: float = 0.0) -> None:
+        """Take audio that ends at `end_ms` on the line. What a stalled provider leaves no room for is left out, and counted."""
+        self._line_ms = end_ms
+        log = self._log
+        if self._error is not None and log.is_empty:
+            self._begin_round()
+        log.add(audio)
+        if log.dropped_ms:
+            self._context.counters["stt_audio_dropped_ms"] += round(log.dropped_ms)
+            log.dropped_ms = 0.0
+        self._wake()
+
+    def wish(self, wish: Wish) -> None:
+        """Take a wish concerning the audio so far."""
+        self._log.wish(wish)
+        self._wake()
+
+    def finalize(self) -> None:
+        """The utterance is over; one closing transcript will be told for it, whatever happens."""
+        log = self._log
+        if log.is_empty:
+            self._tell(Transcript("", closes=True))
+            return
+        first = log.owed is None
+        log.close(self._context.clock.now_ms())
+        if first:
+            self._expect()
+        self._wake()
+
+    async def drain(self) -> None:
+        """No more will be put in: wait until all of it is answered, and stop."""
+        if self._driver is not None and not self._log.is_settled:
+            self._drained = asyncio.get_running_loop().create_future()
+            self._wake()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._drained, DRAIN_MS / 1000.0)
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop at once."""
+        self._timers.cancel()
+        if self._driver is not None:
+            await stop(self._driver)
+
+    def _wake(self) -> None:
+        if self._driver is None:
+            self._driver = self._context.spawn(self._drive(), f"{self._engines[0].name} stream")
+        elif self._work is not None and not self._work.done():
+            self._work.set_result(None)
+
+    # --- the driver --------------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        choice: Choice | None = None
+        while True:
+            if choice is None:
+                while self._log.is_empty and not self._eager:
+                    await self._wait()
+                choice = await self._choose()
+            if choice is None:
+                self._give_up()
+                await self._rest()
+            else:
+                choice = await self._use(*choice)
+
+    async def _wait(self) -> None:
+        """Wait until something is put in."""
+        self._work = work = asyncio.get_running_loop().create_future()
+        try:
+            await work
+        finally:
+            self._work = None
+
+    async def _rest(self) -> None:
+        """Nobody hears the caller: wait until a final is asked for, at most a moment."""
+        if not self._log.is_empty:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DOWN_MS / 1000.0):
+                    while self._log.owed is None:
+                        await self._wait()
+
+    async def _choose(self) -> Choice | None:
+        """Who is to hear what is not answered yet: the one used last, if that may help, or another."""
+        if self._again is not None and self._error is not None:
+            (index, delay_ms, attempt), error, self._again = self._again, self._error, None
+            await self._context.clock.sleep_ms(delay_ms)
+            call = self._guard(index).enter(self._tell, anyway=not self._others())
+            if call is not None:
+                self._tell(Retried("stt", self._engines[index].name, error, attempt))
+                return index, call
+            self._out.append(index)
+        for anyway in (False, True):
+            choice = self._pick(self._order(), anyway)
+            if choice is not None:
+                return choice
+        return None
+
+    def _order(self) -> list[int]:
+        """All that have not failed, by preference; those that were left for another come last until their time is over."""
+        early = self._context.clock.now_ms() < self._return_ms
+        known = [index for index in range(len(self._engines)) if index not in self._out]
+        return sorted(known, key=lambda index: early and index < self._at)
+
+    def _pick(self, among: Sequence[int], anyway: bool = False) -> Choice | None:
+        for index in among:
+            call = self._guard(index).enter(self._tell, anyway=anyway)
+            if call is not None:
+                return index, call
+        return None
+
+    def _guard(self, index: int) -> Guard:
+        return guard(self._engines[index], self._options)
+
+    def _others(self) -> list[int]:
+        """Who else could be asked now."""
+        return [index for index in self._order() if index != self._at and self._guard(index).admits]
+
+    def _go_to(self, index: int) -> None:
+        """From now on it is this one's work."""
+        if index == self._at:
+            return
+        error = self._error
+        if index > self._at:
+            error = error or self._barred([self._at])
+            self._return_ms = self._context.clock.now_ms() + self._options.return_after_ms
+        self._tell(FailedOver("stt", self._engines[self._at].name, self._engines[index].name, error))
+        self._at = index
+
+    # --- one stream --------------------------------------------------------------------------------------------------
+
+    async def _use(self, index: int, call: Call) -> Choice | None:
+        """Have a recogniser hear all that is not answered, and what comes, until it fails; another, if one is better."""
+        self._go_to(index)
+        self._failure = None
+        self._log.rewind()
+        if self._log.missing_ms:
+            self._context.counters["stt_replay_missing_ms"] += round(self._log.missing_ms)
+        self._upstream = upstream = Upstream(self._engines[index], call, self._context, self._tell)
+        better, error = None, None
+        try:
+            async with asyncio.timeout(None) as self._serving:
+                better = await self._serve(upstream)
+        except Exception as caught:
+            error = self._failure or caught
+        except BaseException:
+            await upstream.aclose()
+            raise
+        finally:
+            self._serving = self._upstream = None
+            self._timers.cancel()
+            if upstream.reading is not None:
+                upstream.reading.cancel()  # what it still says is told by another
+        if error is not None:
+            self._failed(index, upstream, provider_error(error, "stt", upstream.engine.name))
+        self._held = []
+        self._context.spawn(upstream.aclose(), f"close {upstream.engine.name}")  # nobody waits for a dead socket
+        return better
+
+    async def _serve(self, upstream: Upstream) -> Choice | None:
+        log = self._log
+        while log.owed is not None and log.owed.told and not log.owed.audio:  # all but its end was told
+            self._answer(Transcript("", closes=True))
+        self._expect()
+        stream = await upstream.open(self._options.connect_timeout_ms)
+        if log.owed is None:
+            upstream.call.idle()
+        upstream.reading = self._context.spawn(self._read(upstream, stream), f"{upstream.engine.name} transcripts")
+        while True:
+            if self._at and log.at_boundary:
+                better = self._better()
+                if better is not None:
+                    return better
+            item = log.take()
+            if item is not None:
+                await upstream.give(item)
+                continue
+            self._settle()
+            await self._wait()
+
+    def _better(self) -> Choice | None:
+        """One that is preferred and may be well again, once its time has come."""
+        if self._log.is_empty or self._context.clock.now_ms() < self._return_ms:
+            return None
+        return self._pick([index for index in self._order() if index < self._at])
+
+    def _settle(self) -> None:
+        if self._drained is not None and self._log.owed is None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # --- failing -----------------------------------------------------------------------------------------------------
+
+    def _fail(self, upstream: Upstream, error: Exception) -> None:
+        """The stream is of no more use: the driver is woken to deal with it."""
+        if upstream is self._upstream and self._failure is None and self._serving is not None:
+            self._failure = error
+            self._serving.reschedule(asyncio.get_running_loop().time())
+
+    def _failed(self, index: int, upstream: Upstream, error: ProviderError) -> None:
+        """Decide whether it is tried again."""
+        upstream.call.failed(error)
+        upstream.call.close()
+        if upstream.is_open and self._log.is_empty:  # between two utterances: the next one opens another
+            self._eager = False
+            self._context.counters["stt_streams_lost"] += index == self._at
+            return
+        self._error = error
+        self._kept = self._held or self._kept
+        self._tries[index] = self._tries.get(index, 0) + 1
+        delay_ms = retry_delay_ms(error, self._tries[index], self._options, others=bool(self._others()))
+        if delay_ms is None:
+            self._out.append(index)
+        else:
+            self._again = index, delay_ms, self._tries[index] + 1
+
+    def _give_up(self) -> None:
+        """All have failed: what is owed is answered with what is known; what is not over yet may be heard later."""
+        owed = self._log.owed
+        if owed is not None or self._error is not None:
+            error = self._error or self._barred(range(len(self._engines)))
+            self._tell(Failed(self._engines[0].name, error))
+        if owed is not None:
+            for transcript in self._kept:
+                self._tell(transcript)
+        while self._log.owed is not None:
+            self._answer(Transcript("", closes=True))
+        self._eager = False
+        self._begin_round()
+        self._settle()
+
+    def _barred(self, indices: Sequence[int]) -> OverloadedError:
+        """Why nobody was asked at all."""
+        names = ", ".join(repr(self._engines[index].name) for index in indices)
+        wait_ms = min(self._guard(index).breaker.wait_ms for index in indices)
+        why = f"failed too often and is left alone for {wait_ms:.0f} ms" if wait_ms else "has max_concurrent streams open"
+        return OverloadedError(
+            f"stt {names} {why}; expected one that takes the call. Name a stand-by, or try again later",
+            provider=self._engines[indices[0]].name,
+            kind="stt",
+        )
+
+    # --- what it owes ------------------------------------------------------------------------------------------------
+
+    def _expect(self) -> None:
+        """The closing transcript of the first utterance that is over is owed from now on."""
+        utterance, upstream = self._log.owed, self._upstream
+        if utterance is not None and upstream is not None:
+            upstream.call.asked()
+            limit_ms = self._options.final_timeout_ms + utterance.audio_ms / 10.0
+            self._timers.set("final", limit_ms, self._late, upstream, utterance, limit_ms, 1)
+
+    def _late(self, upstream: Upstream, utterance: Utterance, limit_ms: float, times: int) -> None:
+        """Too long: go to another, if there is one; a remote provider that is the last has longer, one here all the time."""
+        if times < PATIENCE and not self._others():
+            if upstream.engine.account:
+                wait_ms = limit_ms * (PATIENCE - times)
+                self._timers.set("final", wait_ms, self._late, upstream, utterance, limit_ms, PATIENCE)
+            return
+        name = upstream.engine.name
+        error = ProviderTimeoutError(
+            f"stt {name!r} gave no closing transcript within {limit_ms * times:.0f} ms for {utterance.audio_ms:.0f} ms of "
+            "audio; expected it sooner. Raise final_timeout_ms in [resilience], or put a faster provider first",
+            provider=name,
+            kind="stt",
+        )
+        self._fail(upstream, error)
+
+    def _answer(self, transcript: Transcript) -> None:
+        """The first utterance has its closing transcript."""
+        self._log.answered()
+        self._kept = []
+        self._tell(transcript)
+        self._expect()
+
+    # --- what comes back ---------------------------------------------------------------------------------------------
+
+    async def _read(self, upstream: Upstream, stream: STTStream) -> None:
+        try:
+            async for frame in stream:
+                await self._hear(upstream, frame)
+            name, before = upstream.engine.name, " before the final transcript" if self._log.owed else ""
+            error: Exception = ConnectFailedError(
+                f"stt {name!r} ended its stream{before}; expected it to stay open. Try again, or name a stand-by",
+                provider=name,
+                kind="stt",
+            )
+        except Exception as caught:
+            error = caught
+        self._fail(upstream, error)
+
+    async def _hear(self, upstream: Upstream, frame: Frame) -> None:
+        if self._ends_turns:
+            self._hear_turns(upstream, frame)
+        elif type(frame) is not Transcript:
+            self._tell(frame)
+        elif not frame.is_final:
+            self._show(frame)
+        elif frame.closes and self._log.owed is not None and self._log.owed.asked:
+            await self._hear_closing(upstream, self._log.owed, frame)
+        elif frame.through_ms is None:
+            self._show(frame)
+            self._held.append(attrs.evolve(frame, closes=False))
+        else:
+            self._release()
+            self._tell(attrs.evolve(frame, closes=False))
+            self._log.cover(frame.through_ms)
+
+    def _hear_turns(self, upstream: Upstream, frame: Frame) -> None:
+        """Of a recogniser that ends turns all is told as it comes, at its place on the caller's line."""
+        self._tell(moved(frame, self._line_ms - self._log.end_ms))
+        if type(frame) is Transcript and frame.is_final:
+            if frame.through_ms is None:
+                self._log.cover_given()
+            else:
+                self._log.cover(frame.through_ms)
+            upstream.call.asked()
+            upstream.call.succeeded()
+            upstream.bill()
+            self._begin_round()
+
+    async def _hear_closing(self, upstream: Upstream, utterance: Utterance, frame: Transcript) -> None:
+        self._timers.cancel()
+        silent = not (frame.text or utterance.told or any(one.text for one in self._held))
+        if silent and utterance.audio_ms >= EMPTY_MS and await self._second_opinion(upstream, utterance):
+            return
+        upstream.call.succeeded()
+        upstream.bill()
+        self._release()
+        self._begin_round()
+        self._answer(frame)
+        if self._log.is_settled:
+            self._settle()
+
+    async def _second_opinion(self, upstream: Upstream, utterance: Utterance) -> bool:
+        """Ask the others where this one heard nothing; True if one heard something: then it goes on in its place."""
+        for index in self._others():
+            found = await self._heard_by(index, utterance)
+            if found is not None:
+                break
+        else:
+            return False
+        if not found.text:
+            return False
+        name, other = upstream.engine.name, self._engines[index].name
+        self._error = ProtocolError(
+            f"stt {name!r} heard nothing in {utterance.audio_ms:.0f} ms of audio, and {other!r} did; expected its words. "
+            "Check its model and language",
+            provider=name,
+            kind="stt",
+        )
+        self._fail(upstream, self._error)
+        self._go_to(index)
+        self._answer(found)
+        return True
+
+    async def _heard_by(self, index: int, utterance: Utterance) -> Transcript | None:
+        """What another provider hears in an utterance; None if it fails."""
+        call = self._guard(index).enter(self._tell)
+        if call is None:
+            return None
+        self._context.counters["stt_empty_checked"] += 1
+        limit_ms = self._options.connect_timeout_ms + self._options.final_timeout_ms + utterance.audio_ms / 10.0
+        other = Upstream(self._engines[index], call, self._context, self._tell)
+        try:
+            with call:
+                async with asyncio.timeout(limit_ms / 1000.0):
+                    return await other.understand(utterance.audio, self._options.connect_timeout_ms)
+        except Exception:
+            return None
+        finally:
+            await other.aclose()
+
+    def _show(self, frame: Transcript) -> None:
+        """Tell words that may still change, after those that are held."""
+        text = " ".join(one.text for one in (*self._held, frame) if one.text)
+        self._tell(attrs.evolve(frame, text=text, is_final=False, closes=False))
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for transcript in held:
+            self._tell(transcript)
