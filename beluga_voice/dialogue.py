@@ -190,7 +190,7 @@ class Dialogue:
         self._finalize_on = TurnEnded if s2s >= 0 or chain.index("turn") < stt else SpeechEnded
         closes = s2s >= 0 or (stt >= 0 and TurnEnded not in chain.stages[stt].makes)
         self._words.stt_closes = self._overhearing.stt_closes = closes
-        self.providers.serving = {stage.kind: stage.name for stage in chain.stages}
+        self.providers.use({stage.kind: stage.name for stage in chain.stages})
         self.mouth.use(chain, voice)
 
     @property

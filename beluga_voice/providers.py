@@ -13,6 +13,7 @@ __all__ = ["NEWS", "Providers"]
 NEWS = (Usage, Retried, FailedOver, HealthChanged)
 MOST_PRICES = 64  # kinds, providers and models of one session; beyond, usage is counted as dropped
 MOST_UNITS = 16  # of each
+OF_THE_MOUTH = ("agent", "tts")
 
 
 class Providers:
@@ -40,7 +41,13 @@ class Providers:
     ) -> None:
         self.serving = dict(names)
         self._index, self._tell, self._counters = index, tell, counters
+        self._on_duty: dict[str, str] = {}
         self._amounts: dict[tuple[str, str, str], dict[str, float]] = {}
+
+    def use(self, names: Mapping[str, str]) -> None:
+        """Other stages do the work. The mouth's know from earlier replies who is on duty; the ears' begin with the preferred."""
+        self._on_duty |= {kind: self.serving[kind] for kind in OF_THE_MOUTH if kind in self.serving}
+        self.serving = {kind: self._on_duty.get(kind, name) for kind, name in names.items()}
 
     @property
     def usage(self) -> tuple[Usage, ...]:

@@ -80,7 +80,7 @@ class _Talking(Trial[S2S]):
 
 
 @attrs.frozen
-class Turn:
+class _Turn:
     """What came of one turn of the caller."""
 
     words: list[str]
@@ -209,7 +209,7 @@ async def _turn_events(session: S2SSession, events: _Events, closes: bool) -> li
     return told
 
 
-async def _spoken_turn(session: S2SSession, events: _Events, engine: S2S, sound: Audio) -> Turn:
+async def _spoken_turn(session: S2SSession, events: _Events, engine: S2S, sound: Audio) -> _Turn:
     saying = asyncio.create_task(_say(session, engine, sound), name="the caller")
     try:
         told = await _turn_events(session, events, engine.capabilities.closes)
@@ -218,7 +218,7 @@ async def _spoken_turn(session: S2SSession, events: _Events, engine: S2S, sound:
         saying.cancel()
         await asyncio.wait([saying])
     words = [word for one in told if isinstance(one, Transcript) and one.is_final for word in words_of(one.text)]
-    return Turn(words, told)
+    return _Turn(words, told)
 
 
 async def _typed_turn(session: S2SSession, events: _Events, text: str) -> list[Frame]:

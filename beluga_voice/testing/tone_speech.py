@@ -4,7 +4,7 @@ It survives resampling, any chunking, and lines of 8 kHz. A word of which less t
 
 >>> understand(say("one two, three!"), 16_000)
 'one two three'
->>> understand(say("one two")[:-4_000], 16_000)
+>>> understand(say("one two")[:-6_000], 16_000)
 'one'
 """
 

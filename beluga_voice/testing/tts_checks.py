@@ -61,7 +61,7 @@ AFTER_THE_END_MS = 250.0  # a word's time may be that much off
 
 
 @attrs.frozen
-class Spoken:
+class _Spoken:
     """The sound of texts: `told` is what its pieces say they begin to speak, `words` what is understood of it, if anything."""
 
     told: tuple[str, ...]
@@ -105,11 +105,11 @@ async def check_tts(
         ProviderError: it failed.
     """
 
-    async def stream(engine: TTS, size: int) -> Spoken:
+    async def stream(engine: TTS, size: int) -> _Spoken:
         async with handle_of(engine) as handle:
             return _spoken(await _pieces(handle, _given(engine, _sized(texts, size))), understand)
 
-    async def synthesize(engine: TTS, size: int) -> Spoken:
+    async def synthesize(engine: TTS, size: int) -> _Spoken:
         async with handle_of(engine) as handle:
             sound = await handle.synthesize(" ".join(_sized(texts, size)))
             return _spoken([AudioOut(sound.pcm, sound.sample_rate_hz)], understand)
@@ -144,24 +144,24 @@ async def _pieces(engine: TTS, texts: Sequence[str]) -> list[AudioOut]:
         return [piece async for piece in pieces]
 
 
-def _spoken(pieces: Sequence[AudioOut], understand: Understand | None) -> Spoken:
+def _spoken(pieces: Sequence[AudioOut], understand: Understand | None) -> _Spoken:
     pcm, rate_hz = b"".join(piece.pcm for piece in pieces), pieces[0].sample_rate_hz if pieces else 0
     words = None if understand is None else tuple(words_of(understand(pcm, rate_hz)))
     told = tuple(piece.text for piece in pieces if piece.text)
-    return Spoken(told, Audio(pcm, rate_hz).duration_ms if pcm else 0.0, rate_hz, words)
+    return _Spoken(told, Audio(pcm, rate_hz).duration_ms if pcm else 0.0, rate_hz, words)
 
 
-def _same(one: Spoken, other: Spoken) -> bool:
+def _same(one: _Spoken, other: _Spoken) -> bool:
     """The same voice does not give the same sound twice: told text and words are the same, and the length nearly."""
     near = abs(one.duration_ms - other.duration_ms) <= SHARE * other.duration_ms + SLACK_MS
     return near and (_told(one), one.sample_rate_hz, one.words) == (_told(other), other.sample_rate_hz, other.words)
 
 
-def _told(spoken: Spoken) -> str:
+def _told(spoken: _Spoken) -> str:
     return "".join("".join(spoken.told).split())
 
 
-def _expect_told(spoken: Spoken, engine: TTS, sentences: Sequence[str], what: str) -> None:
+def _expect_told(spoken: _Spoken, engine: TTS, sentences: Sequence[str], what: str) -> None:
     """Each sentence is told by the piece that begins it; pieces of text that a voice takes as it is made, in any pieces."""
     if engine.capabilities.streaming_text:
         got, wanted = _told(spoken), "".join(" ".join(sentences).split())
@@ -170,7 +170,7 @@ def _expect_told(spoken: Spoken, engine: TTS, sentences: Sequence[str], what: st
     expect(got == wanted, f"{what} the pieces say that they begin {got!r}; expected {wanted!r}")
 
 
-def _expect_words(spoken: Spoken, sentences: Sequence[str], what: str) -> None:
+def _expect_words(spoken: _Spoken, sentences: Sequence[str], what: str) -> None:
     if spoken.words is not None:
         wanted = words_of(" ".join(sentences))
         expect(
