@@ -36,6 +36,7 @@ OnChange = Callable[[State, State], object]
 
 LONGEST_OPEN_MS = 60_000.0
 ROUNDING_MS = 1.0  # whoever slept until a time may wake a rounding error early
+NO_PERIOD = -1
 DOUBLINGS = 30  # beyond, the power only overflows: the cap was reached long before
 
 
@@ -81,7 +82,7 @@ class Breaker:
         self._window: deque[tuple[bool, bool]] = deque(maxlen=window)  # failed, slow
         self._until_ms = 0.0
         self._reopened = 0
-        self._hope = False
+        self._failed_in_a_row, self._refused = 0, False
         self._probing: list[Attempt] = []
         self._good = 0
 
@@ -93,9 +94,9 @@ class Breaker:
 
     @property
     def may_answer(self) -> bool:
-        """True while it is not closed although some of the calls that opened it were answered, or all, but slowly: who has
-        nobody else to ask may ask."""
-        return self._hope and self._state != "closed"
+        """True when one of the last `minimum_calls` calls was answered, be it slowly, and none refused: who has nobody else to
+        ask may ask, in whatever state it is."""
+        return self._failed_in_a_row < self._minimum_calls and not self._refused
 
     @property
     def wait_ms(self) -> float:
@@ -125,6 +126,10 @@ class Breaker:
             self._probing.append(attempt)
         return attempt
 
+    def aside(self) -> Attempt:
+        """An attempt that is made without having been let in: what becomes of it changes no state."""
+        return Attempt(self, self._clock, NO_PERIOD, self._probe_timeout_ms)
+
     @property
     def _has_place(self) -> bool:
         return len(self._probing) + self._good < self._probes
@@ -147,12 +152,12 @@ class Breaker:
         return attempt.period == self._period
 
     def _succeeded(self, attempt: Attempt, slow: bool) -> None:
+        self._failed_in_a_row, self._refused = 0, False
         if not self._let_go(attempt):
             return
         if self._state == "closed":
             self._count(False, slow, attempt.on_change)
         elif slow:
-            self._hope = True
             self._open(attempt.on_change)
         else:
             self._good += 1
@@ -161,14 +166,15 @@ class Breaker:
                 self._move("closed", attempt.on_change)
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
+        self._failed_in_a_row += 1
         if not self._let_go(attempt):
             return
         told_ms = error.retry_after_ms if isinstance(error, RateLimitError) else None
+        refused = isinstance(error, (AuthError, QuotaError))
+        self._refused = refused or told_ms is not None
         if told_ms is not None:
-            self._hope = False
             self._open(attempt.on_change, told_ms)
-        elif self._state == "half_open" or isinstance(error, (AuthError, QuotaError)):
-            self._hope = False
+        elif self._state == "half_open" or refused:
             self._open(attempt.on_change)
         else:
             self._count(True, False, attempt.on_change)
@@ -180,7 +186,6 @@ class Breaker:
             return
         failures, slows = (sum(column) for column in zip(*self._window))
         if failures >= self._failure_share * calls or slows >= self._slow_share * calls:
-            self._hope = failures < calls
             self._open(on_change)
 
     def _open(self, on_change: OnChange | None, for_ms: float | None = None) -> None:

@@ -45,7 +45,7 @@ class Providers:
         self._amounts: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def use(self, names: Mapping[str, str]) -> None:
-        """Other stages do the work. The mouth's know from earlier replies who is on duty; the ears' begin with the preferred."""
+        """Other stages do the work: the mouth's know who is on duty from earlier replies, the ears' begin with the preferred."""
         self._on_duty |= {kind: self.serving[kind] for kind in OF_THE_MOUTH if kind in self.serving}
         self.serving = {kind: self._on_duty.get(kind, name) for kind, name in names.items()}
 

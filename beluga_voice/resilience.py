@@ -134,7 +134,9 @@ class Guard:
                 tell(HealthChanged(self.kind, self.provider, old, new))
 
         attempt = self.breaker.enter(changed)
-        if attempt is None and not (anyway and (self.breaker.may_answer or not self.account)):
+        if attempt is None and anyway and (self.breaker.may_answer or not self.account):
+            attempt = self.breaker.aside()
+        if attempt is None:
             self.counters["barred"] += 1
             return None
         self.counters["calls"] += 1
@@ -149,45 +151,44 @@ class Call:
     else it has succeeded. A stream that answers again and again tells `asked` and `succeeded` of each answer.
     """
 
-    def __init__(self, guard: Guard, attempt: Attempt | None, changed: Callable[[State, State], None]) -> None:
+    def __init__(self, guard: Guard, attempt: Attempt, changed: Callable[[State, State], None]) -> None:
         self.guard = guard
         self._attempt, self._changed = attempt, changed
         self._open = True
 
     def first(self) -> None:
         """The answer begins: its first byte is there."""
-        if self._attempt is not None:
-            self._attempt.first()
+        self._attempt.first()
 
     def idle(self) -> None:
         """Nothing is owed until `asked`."""
-        if self._attempt is not None:
-            self._attempt.idle()
+        self._attempt.idle()
 
     def asked(self) -> None:
         """An answer is owed from now on: the first, or another of the same stream."""
-        if self._attempt is None or self._attempt.over:
-            self._attempt = self.guard.breaker.enter(self._changed)
+        if self._attempt.over:
+            self._attempt = self._another()
         else:
             self._attempt.asked()
 
     def succeeded(self) -> None:
         """The answer is there."""
-        if self._attempt is not None:
-            self._attempt.succeeded()
+        self._attempt.succeeded()
 
     def failed(self, error: BaseException) -> None:
         """The call failed."""
         self.guard.counters["failures"] += 1
-        if self._attempt is None or self._attempt.over:  # a stream that breaks between two answers
-            self._attempt = self.guard.breaker.enter(self._changed)
-        if self._attempt is not None:
-            self._attempt.failed(error)
+        if self._attempt.over:  # a stream that breaks between two answers
+            self._attempt = self._another()
+        self._attempt.failed(error)
 
     def left(self) -> None:
         """The call was given up by its caller: says nothing of the provider."""
-        if self._attempt is not None:
-            self._attempt.left()
+        self._attempt.left()
+
+    def _another(self) -> Attempt:
+        breaker = self.guard.breaker
+        return breaker.enter(self._changed) or breaker.aside()
 
     def close(self) -> None:
         """Give its place back; what was not told is as if it had not been tried."""

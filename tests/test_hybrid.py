@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from beluga_voice import Chain, SessionManager, agent, config, transport, turn, vad
@@ -34,8 +35,11 @@ class Voice(TTS):
         return Audio(say(text), RATE_HZ)
 
 
-def cascade(reply, detector=None):
-    return Chain(detector or vad.new("energy"), turn.new("silence", silence_ms=500), Ear(), reply, Voice())
+def cascade(reply, recogniser=None):
+    return Chain(vad.new("energy"), turn.new("silence", silence_ms=500), recogniser or Ear(), reply, Voice())
+
+
+LOUD_SAMPLES = np.count_nonzero(np.abs(np.frombuffer(say("two three"), "<i2").astype(int)) > 300)
 
 
 async def cascaded(text, history):
@@ -152,10 +156,19 @@ class TestHandingOver:
         model = ScriptedS2S(lambda text: ["yes"], delay_ms=50, words_ms=50)
         stages = [vad.new("energy"), model] if vad_before_model else [model]
         options = SessionOptions(barge_in=BargeInOptions(enabled=False))
-        hybrid = Hybrid(cascade=cascade(cascaded), s2s=Chain(*stages), policy=turns_of(["cascade"])[0])
+        given = []
+
+        class Keeping(Ear):
+            async def transcribe(self, audio):
+                given.append(audio.pcm)
+                return await super().transcribe(audio)
+
+        hybrid = Hybrid(cascade=cascade(cascaded, recogniser=Keeping()), s2s=Chain(*stages), policy=turns_of(["cascade"])[0])
         call = hold(hybrid, quiet(500) + say("one") + quiet(gap_ms) + say("two three") + quiet(4_000), options)
         heard = " ".join(record.user_text for record in call.turns)
         assert heard == "one two three"
+        for pcm in given:  # to the sample, but for what is as good as silent
+            assert np.count_nonzero(np.abs(np.frombuffer(pcm, "<i2").astype(int)) > 300) >= 0.95 * LOUD_SAMPLES
 
     def test_words_that_are_late_are_waited_for(self):
         """What the model still owes is told before the cascade takes over, and is no turn of its own."""

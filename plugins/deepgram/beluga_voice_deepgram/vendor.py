@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from beluga_voice.cancelling import cancellable_transport
 from beluga_voice.errors import AuthError, InvalidRequestError, OverloadedError, QuotaError
 from beluga_voice.failures import Row, Told, capped, http_failures, retry_after_ms, websocket_failures
 from beluga_voice.options import option
@@ -46,12 +47,10 @@ def _make(access: Access) -> Client:
         from deepgram.environment import DeepgramClientEnvironment
         from deepgram.speak.v1.types import SpeakV1Text
 
-        http = httpx.AsyncClient(
-            event_hooks=capped(httpx),
-            limits=httpx.Limits(
-                max_connections=MOST_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S
-            ),
+        limits = httpx.Limits(
+            max_connections=MOST_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S
         )
+        http = httpx.AsyncClient(transport=cancellable_transport(httpx, limits=limits), event_hooks=capped(httpx))
         sdk = AsyncDeepgramClient(
             api_key=access.api_key,
             environment=DeepgramClientEnvironment(

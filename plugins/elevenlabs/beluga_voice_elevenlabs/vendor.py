@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from beluga_voice.cancelling import cancellable_transport
 from beluga_voice.errors import (
     AuthError,
     ConnectFailedError,
@@ -23,8 +24,6 @@ from beluga_voice.errors import (
 )
 from beluga_voice.failures import Row, Told, capped, http_failures, retry_after_ms, websocket_failures
 from beluga_voice.remote import Access, Vendor
-
-from .cancelling import cancellable_transport
 
 __all__ = ["VENDOR", "Access", "Clients", "Refused"]
 

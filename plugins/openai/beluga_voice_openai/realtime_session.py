@@ -326,7 +326,7 @@ class RealtimeSession(S2SSession):
         if not self._speaks:
             return []
         try:
-            data = base64.b64decode(event.delta, validate=True)
+            data = self._spare + base64.b64decode(event.delta, validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise ProtocolError(f"s2s {self._engine.name!r} sent sound that is not base64; expected PCM", kind="s2s") from None
         whole = len(data) // BYTES_PER_SAMPLE * BYTES_PER_SAMPLE

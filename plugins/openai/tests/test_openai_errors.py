@@ -274,3 +274,38 @@ class TestNames:
 def test_one_table_serves_both_vendors():
     assert OPENAI.failures is GROQ.failures
     assert OPENAI.codes is GROQ.codes
+
+
+def test_the_first_call_after_prewarm_loads_nothing():
+    """What the SDK would import at its first call, of whatever sort, was imported in a thread."""
+    script = """
+import asyncio, sys
+from beluga_voice import agent, stt, tts
+from beluga_voice.audio import Audio, resample
+from beluga_voice.testing.openai_server import OpenAIServer
+from beluga_voice.testing.tone_speech import say, understand
+
+async def main():
+    sound = Audio(say("one"), 16_000)
+    understand(resample(sound, 24_000).pcm, 24_000)
+    async with OpenAIServer() as server:
+        given = {"api_key": server.api_key, "base_url": server.base_url}
+        ears = [stt.new("openai", mode=mode, **given) for mode in ("batch", "realtime")]
+        models = [agent.new("openai", api=api, **given) for api in ("chat", "responses")]
+        voice = tts.new("openai", **given)
+        for engine in (*ears, *models, voice):
+            await engine.prewarm()
+        before = set(sys.modules)
+        await voice.synthesize("one")
+        for one in ears:
+            await one.transcribe(sound)
+        for one in models:
+            [part async for part in one.reply("one", (), None)]
+        for engine in (*ears, *models, voice):
+            await engine.aclose()
+        print(sorted(set(sys.modules) - before))
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

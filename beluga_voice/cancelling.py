@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from beluga_voice._streams import finish, stop
+from ._streams import finish, stop
 
 __all__ = ["cancellable_transport"]
 
