@@ -45,7 +45,7 @@ class Providers:
         self._amounts: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def use(self, names: Mapping[str, str]) -> None:
-        """Other stages do the work: the mouth's know who is on duty from earlier replies, the ears' begin with the preferred."""
+        """Other stages do the work: those of the mouth know who is on duty from earlier replies, the ears begin anew."""
         self._on_duty |= {kind: self.serving[kind] for kind in OF_THE_MOUTH if kind in self.serving}
         self.serving = {kind: self._on_duty.get(kind, name) for kind, name in names.items()}
 
@@ -61,16 +61,12 @@ class Providers:
             amounts = self._add(frame)
             self._tell("usage", index, kind=frame.kind, provider=frame.provider, model=frame.model, amounts=amounts)
         elif type(frame) is Retried:
-            self._tell(
-                "retried", index, kind=frame.kind, provider=frame.provider, attempt=frame.attempt, error=frame.error
-            )
+            self._tell("retried", index, kind=frame.kind, provider=frame.provider, attempt=frame.attempt, error=frame.error)
         elif type(frame) is FailedOver:
             self.serving[frame.kind] = frame.new
             self._tell("failed_over", index, kind=frame.kind, old=frame.old, new=frame.new, error=frame.error)
         elif type(frame) is HealthChanged:
-            self._tell(
-                "provider_health", index, kind=frame.kind, provider=frame.provider, state=frame.new, old=frame.old
-            )
+            self._tell("provider_health", index, kind=frame.kind, provider=frame.provider, state=frame.new, old=frame.old)
 
     def hear_all(self, frames: Iterable[Frame]) -> None:
         """Take the news among frames that nobody else will read."""

@@ -22,6 +22,7 @@ from beluga_voice.testing.tone_speech import say, understand
 
 RATE_HZ = 16_000
 CLOCK = Clock()
+PART_MS = 150.0  # how far the words that are told before the end lag behind
 
 ERRORS = {
     "refused": lambda: ConnectFailedError("refused"),
@@ -127,7 +128,7 @@ class CloudStream(STTStream):
         if text:
             self.pcm = b""
             through_ms = len(self.all) * 500 / self.rate_hz if self.engine.parts == "placed" else None
-            self.say(Transcript(text, through_ms=through_ms))
+            self.say(Transcript(text, through_ms=through_ms), PART_MS)
 
     async def finalize(self):
         pcm, self.pcm = self.pcm, b""

@@ -269,9 +269,8 @@ class Service(Agent):
 
 def answered(*agents, options=None):
     chain_agent = agent.failover(*agents, options=options) if len(agents) > 1 else agents[0]
-    return call_with(
-        answer=chain_agent, caller=ASKED + quiet(9_000), options=SessionOptions(fallback="Sorry.", agent_timeout_ms=60_000)
-    )
+    limits = SessionOptions(fallback="Sorry.", agent_timeout_ms=60_000)
+    return call_with(answer=chain_agent, caller=ASKED + quiet(9_000), options=limits)
 
 
 BROKE = ConnectFailedError("the connection broke", provider="one", kind="agent")

@@ -1,15 +1,20 @@
 """Speech to speech in a chain: one conversation over as many connections as it takes."""
 
 import asyncio
+import functools
 
 import pytest
 
-from beluga_voice import Chain, s2s, vad
+from beluga_voice import Chain, Session, s2s, transport, vad
+from beluga_voice.audio import Audio
+from beluga_voice.clock import run_simulated
 from beluga_voice.errors import AuthError, ConnectFailedError, OverloadedError
 from beluga_voice.frames import AudioOut, EndTurn, StartTurn, TextDelta, TextIn, ToolCalled, ToolReturned
+from beluga_voice.history import Message
 from beluga_voice.resilience import ResilienceOptions
 from beluga_voice.settings import BargeInOptions, SessionOptions
-from beluga_voice.testing import hold, quiet
+from beluga_voice.snapshot import Snapshot
+from beluga_voice.testing import hold, quiet, s2s_checks
 from beluga_voice.testing.scripted_s2s import ScriptedS2S
 from beluga_voice.testing.tone_speech import say, understand
 from beluga_voice.tools import tool
@@ -405,6 +410,45 @@ class TestConnections:
         assert not said(call, "retried")
         assert messages(call)[-1] == ("assistant", "you said hello")
 
+    def test_a_lost_line_comes_back_into_the_reply(self):
+        """The model speaks on into what is kept; over the new line the rest is played."""
+
+        async def main():
+            line = transport.new("memory")
+            session = Session(Chain(ScriptedS2S(lambda text: [LONG], speed=3)), line)
+            running = asyncio.create_task(session.run())
+            await asyncio.sleep(0.2)
+            line.push(TextIn("hello"))
+            await asyncio.sleep(0.7)
+            line.lose()
+            await asyncio.sleep(2.0)
+            await session.reattach(transport.new("memory"))
+            await asyncio.sleep(4.0)
+            session.close()
+            await running
+            return session
+
+        session = run_simulated(main())
+        assert [(one.heard_text, one.interrupted) for one in session.turns] == [(LONG, False)]
+
+    def test_another_process_goes_on_with_it(self):
+        """What was kept of the session is told to the model, and what was not answered yet is."""
+
+        async def main():
+            model = ScriptedS2S(lambda text: [f"you said {text}"])
+            kept = Snapshot("s1", history=(Message("user", "one"), Message("assistant", "two", "two")), pending="three")
+            session = Session(Chain(model), transport.new("memory"), snapshot=kept)
+            running = asyncio.create_task(session.run())
+            await asyncio.sleep(4.0)
+            session.close()
+            await running
+            return session, model
+
+        session, model = run_simulated(main())
+        assert [one.text for one in model.sessions[0].history] == ["one", "two", "three"]
+        assert model.sessions[0].typed == []  # it knows it already
+        assert [one.text for one in session.history][2:] == ["three", "you said three"]
+
     def test_nothing_is_left_behind(self):
         """The session ends in mid-reply: the connection is hung up, no task remains."""
         model = ScriptedS2S(lambda text: [LONG])
@@ -412,3 +456,15 @@ class TestConnections:
         assert call.reason == "closed"
         assert all(one.closed for one in model.sessions)
 
+
+
+@pytest.mark.parametrize("check", s2s_checks.CHECKS)
+def test_the_scripted_model_keeps_what_a_model_promises(check):
+    """What the tests here are made of is a model like any other."""
+
+    def answer(text):
+        return [ToolCalled("c1", "weather", {"city": "paris"})] if text == "weather" else ["it is ten"]
+
+    said = Audio(say("what is the time"), RATE_HZ)
+    make = functools.partial(ScriptedS2S, answer)
+    run_simulated(s2s_checks.check_s2s(make, check, audio=said, words="what is the time", tool_question="weather"))

@@ -93,7 +93,7 @@ class TestSickness:
         slow = Cloud("a", Sick("late", late_ms=1_000), closes_ms=2_000)
         heard = hear(stt.failover(slow, Cloud("b", answer_ms=300)), [SAID[0]], between_ms=4_000)
         assert heard.words == SAID[0].split()
-        assert heard.closing == [SAID[0]]
+        assert heard.waits_ms == [pytest.approx(800 + len(spoken(SAID[0])) / 320 + 300, abs=1)]
 
     def test_one_that_closes_slowly_holds_nobody_up(self):
         """Its place is free for the next try, and a close that hangs is given up and counted."""
@@ -327,7 +327,15 @@ class TestHealth:
             engine = stt.failover(Cloud("a", [Sick("auth")]), Cloud("b"))
             await listen(engine, SAID[:1])
             await CLOCK.sleep_ms(11_000)
-            return [await listen(engine, [" ".join(SAID * 3)]) for _ in range(3)]
+            watching = asyncio.get_running_loop().create_task(watch())
+            heard = [await listen(engine, [" ".join(SAID * 3)]) for _ in range(3)]
+            watching.cancel()
+            return heard
+
+        async def watch():
+            """A health page."""
+            while [one.breaker.state for one in guards()]:
+                await CLOCK.sleep_ms(1_000)
 
         heard = run_simulated(main())
         states = [(one.old, one.new) for heard_by_one in heard for one in heard_by_one.of(HealthChanged)]
@@ -405,6 +413,16 @@ class TestTheLog:
         assert heard.closing == ["three four"]
         (replayed_ms,) = engine.engines[1].heard_ms
         assert replayed_ms < len(spoken(SAID[0])) / 32 - 400
+
+    @pytest.mark.parametrize("first_ms", [700, 2_300])
+    def test_each_goes_on_where_the_one_before_stopped(self, first_ms):
+        """Two of them fail in one utterance, the first or a later one; each had told a part of it for good."""
+        sick = [Cloud("a", Sick("cut", first_ms), parts="placed"), Cloud("b", Sick("cut", 800), parts="placed")]
+        engine = stt.failover(*sick, Cloud("c"), options=ResilienceOptions(retries=0))
+        heard = hear(engine, [" ".join(SAID[:2]), " ".join(SAID), "ten"])
+        assert heard.words == [*SAID[0].split(), *SAID[1].split(), *WORDS, "ten"]
+        audio_ms = [len(spoken(" ".join(said))) / 32 for said in (SAID[:2], SAID)]
+        assert engine.engines[2].heard_ms[0] < sum(audio_ms) + 960 - first_ms - 400
 
     def test_finals_that_do_not_say_so_are_shown_and_told_at_the_end(self):
         heard = hear(Cloud("a", parts="plain"), [SAID[0]])

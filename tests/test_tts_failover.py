@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import example, given, settings
@@ -146,7 +147,7 @@ class TestInMidSentence:
             assert words == []
             return
         assert [word.text for word in words] == WORD.findall(text)
-        assert all(a.end_ms <= b.end_ms for a, b in zip(words, words[1:]))
+        assert all(a.end_ms <= b.end_ms for a, b in itertools.pairwise(words))
         assert words[-1].end_ms <= long_ms * 1.3
 
     def test_what_was_learned_of_a_voice_tells_where_it_stopped(self):
@@ -362,6 +363,12 @@ class TestWhatItGives:
 
         said = speak(Unmarked(books, streaming=True), ["One two. ", "Three four. ", "Five."], books, gap_s=1.0)
         assert said.marks == "One two. Three four. Five."
+
+    def test_a_call_that_gave_nothing_is_on_no_bill(self):
+        books = Books()
+        one = Voice(books, "one", sick="garbage", account="one@home")
+        said = speak(tts.failover(one, Voice(books, "two", account="two@home")), [TEXT[:71]], books)
+        assert [news.provider for news in said.told(Usage)] == ["two"]
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_what_it_used_is_told_of_a_service(self, streaming):

@@ -258,8 +258,10 @@ class Talk:
             self._recall.told()
         for frame in self._recall.take():
             await self._send(model, frame)
-        if reply is None or reply is not self._reply or not asked or self._rehearing:
+        known = reply is not None and bool(reply.text) and _ends_with(history, reply.text)
+        if reply is None or reply is not self._reply or not (asked or known) or self._rehearing:
             return
+        self._asked = True
         self._await_more()
         if reply.say:
             await model.say(reply.say)
@@ -298,8 +300,8 @@ class Talk:
         await model.send_audio(audio)
 
     async def _ask(self, model: S2SSession, wanted: ReplyWanted) -> None:
-        if wanted is not self._reply or self._rehearing:
-            return  # over already, or asked for once the model has heard the turn
+        if wanted is not self._reply or self._asked or self._rehearing:
+            return  # over already, or asked for, or to be asked for once the model has heard the turn
         self._asked = True
         self._await_more()
         if self._link is not None:
@@ -354,6 +356,7 @@ class Talk:
         if self._rehearing:
             self._rehearing = False
             if self._reply is not None and not self._sounded:
+                self._asked = False
                 self._inbox.put_urgent(self._reply)
             return
         placed = self._placed(event)
@@ -403,6 +406,11 @@ class Talk:
         moved_ms = self._line_ms - self._sent_ms
         at = {field.name: getattr(event, field.name) for field in attrs.fields(type(event)) if field.name in PLACES}
         return attrs.evolve(event, **{name: max(0.0, ms + moved_ms) for name, ms in at.items() if ms >= 0})
+
+
+def _ends_with(history: tuple[Any, ...], text: str) -> bool:
+    """True when the last thing in the history is what the caller typed."""
+    return bool(history) and history[-1].role == "user" and history[-1].text.endswith(text)
 
 
 def _answers_by_itself(model: S2SSession) -> bool:

@@ -94,7 +94,7 @@ class ScriptedS2SSession(S2SSession):
 
     Attributes:
         history: what it was told when it was made.
-        heard: what the caller said over it.
+        heard: what the caller said over it; `typed`: what they typed.
         interrupted: how much of each interrupted reply was heard, in ms.
         results: what tools returned.
         asked: how often it was asked to answer.
@@ -104,6 +104,7 @@ class ScriptedS2SSession(S2SSession):
     def __init__(self, engine: ScriptedS2S, history: tuple[Any, ...]) -> None:
         self.history = history
         self.heard: list[str] = []
+        self.typed: list[str] = []
         self.interrupted: list[float] = []
         self.results: list[ToolReturned] = []
         self.asked = 0
@@ -135,6 +136,7 @@ class ScriptedS2SSession(S2SSession):
 
     async def send_text(self, text: str) -> None:
         self._last = text
+        self.typed.append(text)
         await self.answer()
 
     async def answer(self) -> None:

@@ -107,7 +107,7 @@ class Speech:
 
         texts = self._texts(spoken, pieces, changed)
         speaking = self._context.spawn(self._speak(engine, texts, pieces), f"{engine.name} speech")
-        carry = b""
+        carry, refused = b"", False
         try:
             while True:
                 patience.wait(watched and spoken.owed)
@@ -132,10 +132,13 @@ class Speech:
                 await self._put(frame)
             if size(spoken.given) >= LONG and spoken.audio_ms:
                 self._voices.learn(at, spoken.given, spoken.audio_ms)
+        except Exception:
+            refused = not spoken.audio_ms  # which nobody bills
+            raise
         finally:
             patience.stop()
             pieces.close()
-            if engine.account and spoken.taken:
+            if engine.account and spoken.taken and not refused:
                 model = getattr(engine.options, "model", "")
                 self._context.emit(Usage("tts", engine.name, model, {"characters": spoken.taken}))
             await leave(speaking, GRACE_MS)

@@ -30,7 +30,7 @@ def register_tts(register: Callable[..., Any]) -> None:
     from .tts import OpenAITTS
 
     register("openai", OpenAITTS, summary="OpenAI's voices, streamed at 24 kHz")
-    register("groq", GroqTTS, summary="Orpheus at Groq, streamed at 24 kHz")
+    register("groq", GroqTTS, summary="Orpheus at Groq, streamed")
 
 
 @hookimpl

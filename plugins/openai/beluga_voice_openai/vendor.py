@@ -59,6 +59,7 @@ def _make(access: Access) -> Any:
     import httpx2
     import openai
 
+    _failures()  # imports more, and the first failure comes in the loop
     http_client = openai.DefaultAsyncHttpxClient(
         event_hooks=capped(httpx2),
         timeout=httpx2.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
