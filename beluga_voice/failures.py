@@ -7,6 +7,7 @@ ProtocolError("stt 'example': KeyError: 'text'; expected an answer as its docume
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -73,6 +74,12 @@ BY_STATUS: dict[int, type[ProviderError]] = {
     1013: OverloadedError,
     1014: OverloadedError,
 }
+# Close code 1008 says no more than that a rule was broken; its reason may say which.
+BY_REASON: tuple[tuple[str, type[ProviderError]], ...] = (
+    (r"api.?key|authenticat|authori[sz]|forbidden", AuthError),
+    (r"quota|credit|payment", QuotaError),
+    (r"rate.?limit|too.many|concurren", RateLimitError),
+)
 
 
 def failure(
@@ -110,7 +117,7 @@ def failure(
         cls: type[ProviderError] = tells
     else:
         told = tells(error)
-        cls = (codes or {}).get(told.code) or _by_status(told.status)
+        cls = (codes or {}).get(told.code) or _by_reason(told) or _by_status(told.status)
     status = f" {'HTTP' if told.status < 1000 else 'close code'} {told.status}:" if told.status else ""
     message = told.message.replace(secret, "***") if secret else told.message
     message = " ".join(message.split())[:LONGEST_MESSAGE] or told.code or "no more was said"
@@ -119,6 +126,12 @@ def failure(
     if cls is RateLimitError:
         return RateLimitError(text, provider=provider, kind=kind, retry_after_ms=told.retry_after_ms)
     return cls(text, provider=provider, kind=kind)
+
+
+def _by_reason(told: Told) -> type[ProviderError] | None:
+    if told.status != 1008:
+        return None
+    return next((cls for words, cls in BY_REASON if re.search(words, told.message, re.IGNORECASE)), None)
 
 
 def _by_status(status: int | None) -> type[ProviderError]:
@@ -167,10 +180,9 @@ def websocket_failures() -> tuple[Row, ...]:
 
 def retry_after_ms(headers: Mapping[str, str] | None) -> float | None:
     """What a Retry-After header of seconds says; a date is not understood, and counts as none."""
-    value = (headers or {}).get("retry-after", "")
     try:
-        seconds = float(value)
-    except ValueError:
+        seconds = float((headers or {}).get("retry-after", ""))
+    except (LookupError, ValueError):  # the first where `websockets` has it twice
         return None
     return seconds * 1000.0 if 0 <= seconds < 86_400 else None
 

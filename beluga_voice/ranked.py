@@ -20,12 +20,13 @@ import asyncio
 import copy
 import logging
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from .engine import Context, Engine
 from .errors import OverloadedError, ProviderError
-from .frames import FailedOver, Retried
+from .frames import FailedOver, Frame, Retried
 from .resilience import Call, Guard, ResilienceOptions, guard, retry_delay_ms
 
 if TYPE_CHECKING:
@@ -142,15 +143,25 @@ class Duty:
 
     Args:
         ranked: the engines.
-        context: the session: told who takes over from whom, and why.
+        context: the session: whose clock, and told who takes over from whom, and why.
+        tell: told in its place.
+        room_ms: how long a place is waited for where `max_concurrent` calls are under way; None: as for the first audio.
 
     Attributes:
         at: the number of the one that works now.
     """
 
-    def __init__(self, ranked: Ranked, context: Context) -> None:
+    def __init__(
+        self,
+        ranked: Ranked,
+        context: Context,
+        tell: Callable[[Frame], object] | None = None,
+        *,
+        room_ms: float | None = None,
+    ) -> None:
         self._engines, self._options, self._kind = ranked.engines, ranked.resilience, ranked.kind
-        self._context = context
+        self._context, self._tell = context, tell or context.emit
+        self._room_ms = ranked.resilience.first_audio_timeout_ms if room_ms is None else room_ms
         self.at = 0
         self._return_ms = 0.0
 
@@ -179,28 +190,43 @@ class Duty:
                 return call
         clock = self._context.clock
         known = [index for index in self._order() if index not in failed]
-        until_ms = clock.now_ms() + self._options.first_audio_timeout_ms
+        until_ms = clock.now_ms() + self._room_ms
         while True:
             for anyway in (False, True):
                 for index in known:
-                    call = self._guard(index).enter(self._context.emit, anyway=anyway)
+                    call = self.guard(index).enter(self._tell, anyway=anyway)
                     if call is not None:
-                        self._go_to(index, error)
+                        self.go_to(index, error)
                         return call
-            if not any(self._guard(index).is_full for index in known) or clock.now_ms() >= until_ms:
+            if not any(self.guard(index).is_full for index in known) or clock.now_ms() >= until_ms:
                 raise error or self._barred(known)
             await clock.sleep_ms(ROOM_MS)
 
+    def better(self) -> Call | None:
+        """A call of one that is preferred to the one that works, if its time has come and it may be well again."""
+        if self._context.clock.now_ms() >= self._return_ms:
+            for index in range(self.at):
+                call = self.guard(index).enter(self._tell)
+                if call is not None:
+                    self.go_to(index, None)
+                    return call
+        return None
+
+    def others(self, failed: Counter[int]) -> list[int]:
+        """Who else could be asked now, of those that have not failed."""
+        known = [index for index in self._order() if index != self.at and index not in failed]
+        return [index for index in known if self.guard(index).admits]
+
     async def _again(self, failed: Counter[int], error: ProviderError, again: bool) -> Call | None:
         """A call of the same engine once more, if that may help."""
-        others = any(self._guard(index).admits for index in range(len(self._engines)) if index not in failed)
+        others = bool(self.others(failed))
         delay_ms = retry_delay_ms(error, failed[self.at], self._options, others=others)
         if delay_ms is None or (others and not again):
             return None
         await self._context.clock.sleep_ms(delay_ms)
-        call = self._guard(self.at).enter(self._context.emit, anyway=not others)
+        call = self.guard(self.at).enter(self._tell, anyway=not others)
         if call is not None:
-            self._context.emit(Retried(self._kind, self.engine.name, error, failed[self.at] + 1))
+            self._tell(Retried(self._kind, self.engine.name, error, failed[self.at] + 1))
         return call
 
     def _order(self) -> list[int]:
@@ -208,22 +234,24 @@ class Duty:
         early = self._context.clock.now_ms() < self._return_ms
         return sorted(range(len(self._engines)), key=lambda index: early and index < self.at)
 
-    def _go_to(self, index: int, error: ProviderError | None) -> None:
+    def go_to(self, index: int, error: ProviderError | None) -> None:
+        """From now on it is this one's work."""
         if index == self.at:
             return
         if index > self.at:
             error = error or self._barred([self.at])
             self._return_ms = self._context.clock.now_ms() + self._options.return_after_ms
         old, self.at = self.engine, index
-        self._context.emit(FailedOver(self._kind, old.name, self.engine.name, error))
+        self._tell(FailedOver(self._kind, old.name, self.engine.name, error))
 
-    def _guard(self, index: int) -> Guard:
+    def guard(self, index: int) -> Guard:
+        """What is known of one of them."""
         return guard(self._engines[index], self._options)
 
     def _barred(self, indices: list[int]) -> OverloadedError:
         """Why nobody was asked at all."""
         names = ", ".join(repr(self._engines[index].name) for index in indices)
-        wait_ms = min(self._guard(index).breaker.wait_ms for index in indices)
+        wait_ms = min(self.guard(index).breaker.wait_ms for index in indices)
         why = f"failed too often and is left alone for {wait_ms:.0f} ms" if wait_ms else "has max_concurrent calls under way"
         return OverloadedError(
             f"{self._kind} {names} {why}; expected one that takes the call. Name a stand-by, or try again later",

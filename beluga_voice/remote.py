@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ import attrs
 
 from ._redaction import keep_out_of_logs
 from .engine import Engine
-from .errors import MissingKeyError, OptionError, ProviderError
+from .errors import BrokenPluginError, MissingKeyError, OptionError, ProviderError
 from .failures import Row, failure
 from .options import build, option
 
@@ -147,6 +148,7 @@ class Remote(Engine):
         """The SDK's client: one for all engines of this process with the same key and address, made at the first need.
 
         Raises:
+            BrokenPluginError: the SDK is not installed.
             ProviderError: the SDK does not make one.
         """
         if self._lease is None:
@@ -154,6 +156,11 @@ class Remote(Engine):
             self._lease.users += 1
         try:
             return await self._lease.client()
+        except ImportError as error:
+            raise BrokenPluginError(
+                f"{self.kind} {self.name!r} needs something that is not installed ({error}); "
+                f"install its plugin again: pip install --force-reinstall beluga-voice-{self.vendor.name}"
+            ) from error
         except Exception as error:
             raise self.failed(error) from None
 
@@ -231,7 +238,9 @@ def _root(url: str, owner: str) -> str:
     except ValueError:
         good = False
     if not good or any(sign.isspace() for sign in url):
+        shown = re.sub(r"(?<=//)[^/]*@|[?#].*", "***", url)  # what is there may be a secret
         raise OptionError(
-            f"{owner}: option 'base_url' is {url!r}; expected an http:// or https:// root, like 'https://api.example.com'"
+            f"{owner}: option 'base_url' is {shown!r}; expected an http:// or https:// root without user and query, "
+            "like 'https://api.example.com'"
         )
     return url.rstrip("/")

@@ -31,9 +31,9 @@ from beluga_voice.testing.loopback import Sickness
 from beluga_voice.testing.openai_server import GroqServer, OpenAIServer
 from beluga_voice.testing.tone_speech import RATE_HZ, VOCABULARY, say, understand
 
-SESSIONS, GAP_MS = 25, 9_000.0
+SESSIONS, GAP_MS = 25, 14_000.0
 SICKNESSES = tuple(
-    Sickness(kind, status=status, after=after, every_ms=700.0)
+    Sickness(kind, status=status, after=after, every_ms=400.0)
     for kind, status in (("refuse", 500), ("refuse", 429), ("hang", 0), ("cut", 0), ("drip", 0), ("garbage", 0), ("empty", 0))
     for after in ((0,) if kind in ("refuse", "empty") else (0, 2, 7, 20_000))
 )

@@ -22,7 +22,6 @@ from beluga_voice.testing.tone_speech import say, understand
 
 RATE_HZ = 16_000
 CLOCK = Clock()
-PART_MS = 150.0  # how far the words that are told before the end lag behind
 
 ERRORS = {
     "refused": lambda: ConnectFailedError("refused"),
@@ -49,7 +48,7 @@ class Sick:
 class Cloud(STT):
     """A remote recogniser. `sick` is for all its streams, or a list, one a stream, after which it is well.
 
-    `parts`: it tells words before the end, as finals: "placed" (with `through_ms`) or "plain".
+    `parts`: it tells words before the end, as finals, `lag_ms` late: "placed" (with `through_ms`) or "plain".
     """
 
     def __init__(
@@ -62,11 +61,12 @@ class Cloud(STT):
         closes_ms=0.0,
         account=True,
         parts="",
+        lag_ms=0.0,
         limit=None,
         rate_hz=RATE_HZ,
         continuous=False,
     ):
-        self.provider, self.sick, self.parts = name, sick, parts
+        self.provider, self.sick, self.parts, self.lag_ms = name, sick, parts, lag_ms
         self.answer_ms, self.opens_ms, self.closes_ms = answer_ms, opens_ms, closes_ms
         self.account = f"{name}@there" if account else ""
         self.max_concurrent = limit
@@ -128,7 +128,7 @@ class CloudStream(STTStream):
         if text:
             self.pcm = b""
             through_ms = len(self.all) * 500 / self.rate_hz if self.engine.parts == "placed" else None
-            self.say(Transcript(text, through_ms=through_ms), PART_MS)
+            self.say(Transcript(text, through_ms=through_ms), self.engine.lag_ms)
 
     async def finalize(self):
         pcm, self.pcm = self.pcm, b""

@@ -306,10 +306,23 @@ class TestAgents:
         assert call.turns[0].heard_text == "Yes."
         assert [event.data["attempt"] for event in named(call, "retried")] == [2]
 
-    @pytest.mark.parametrize("begun", ["I think ", ToolCalled("1", "pay", {})])
-    def test_who_has_begun_is_not_replaced(self, begun):
-        """What was said or called cannot be taken back: the fallback is spoken."""
-        one, two = Service("one", [begun, BROKE]), Service("two", "Yes.")
+    def test_who_breaks_off_in_its_words_begins_anew_or_the_next_does(self):
+        """The caller need not ask again; the history has what was said, both times."""
+        one, two = Service("one", ["I think ", BROKE]), Service("two", "Yes, it is.")
+        call = answered(one, two)
+        assert call.turns[0].heard_text == "I think ... Yes, it is."
+        assert named(call, "error") == []
+        call = answered(Service("one", ["I th", BROKE], ["I think so."]))
+        assert call.turns[0].heard_text == "I th... I think so."
+
+    def test_who_always_breaks_off_is_not_heard_for_ever(self):
+        call = answered(Service("one", ["I think ", BROKE]), Service("two", ["Per", BROKE]))
+        assert call.turns[0].heard_text.endswith("Sorry.")
+        assert [event.data["error"] for event in named(call, "error")] == [BROKE]
+
+    def test_who_has_called_a_tool_is_not_replaced(self):
+        """It would act twice: the fallback is spoken."""
+        one, two = Service("one", [ToolCalled("1", "pay", {}), BROKE]), Service("two", "Yes.")
         call = answered(one, two)
         assert (one.asked, two.asked) == (1, 0)
         assert call.turns[0].heard_text.endswith("Sorry.")

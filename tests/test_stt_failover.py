@@ -129,12 +129,14 @@ class TestEveryMoment:
         parts=st.sampled_from(["", "plain", "placed"]),
         pieces_ms=st.lists(st.floats(5, 400), min_size=1, max_size=8),
         more=st.sampled_from([[], [Sick("cut", 300)], [Sick("hung")]]),
+        lag_ms=st.sampled_from([0, 150]),
         pause_ms=st.integers(100, 1_000),
         between_ms=st.sampled_from([0, 20, 700, 3_000]),
     )
-    def test_each_word_is_told_once(self, kind, after_ms, parts, pieces_ms, more, pause_ms, between_ms):
+    def test_each_word_is_told_once(self, kind, after_ms, parts, lag_ms, pieces_ms, more, pause_ms, between_ms):
         """Whenever it falls ill, however the sound is cut up, whether or not it tells words before the end."""
-        engines = [Cloud("a", Sick(kind, after_ms), parts=parts), Cloud("b", list(more), parts=parts), Cloud("c")]
+        how = {"parts": parts, "lag_ms": lag_ms}
+        engines = [Cloud("a", Sick(kind, after_ms), **how), Cloud("b", list(more), **how), Cloud("c", **how)]
         if kind == "empty":
             pause_ms += 500  # an empty answer to less than a second is believed
         pieces = [spoken(text, pause_ms) for text in SAID]
@@ -414,15 +416,14 @@ class TestTheLog:
         (replayed_ms,) = engine.engines[1].heard_ms
         assert replayed_ms < len(spoken(SAID[0])) / 32 - 400
 
-    @pytest.mark.parametrize("first_ms", [700, 2_300])
+    @pytest.mark.parametrize("first_ms", [700, 3_000])
     def test_each_goes_on_where_the_one_before_stopped(self, first_ms):
         """Two of them fail in one utterance, the first or a later one; each had told a part of it for good."""
-        sick = [Cloud("a", Sick("cut", first_ms), parts="placed"), Cloud("b", Sick("cut", 800), parts="placed")]
+        how = {"parts": "placed", "lag_ms": 150}
+        sick = [Cloud("a", Sick("cut", first_ms), **how), Cloud("b", Sick("cut", 800), **how)]
         engine = stt.failover(*sick, Cloud("c"), options=ResilienceOptions(retries=0))
         heard = hear(engine, [" ".join(SAID[:2]), " ".join(SAID), "ten"])
         assert heard.words == [*SAID[0].split(), *SAID[1].split(), *WORDS, "ten"]
-        audio_ms = [len(spoken(" ".join(said))) / 32 for said in (SAID[:2], SAID)]
-        assert engine.engines[2].heard_ms[0] < sum(audio_ms) + 960 - first_ms - 400
 
     def test_finals_that_do_not_say_so_are_shown_and_told_at_the_end(self):
         heard = hear(Cloud("a", parts="plain"), [SAID[0]])

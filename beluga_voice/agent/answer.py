@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Context
 from ..errors import ProtocolError, ProviderError, ProviderTimeoutError
-from ..frames import Usage
+from ..frames import TextDelta, Usage
 from ..resilience import Call, provider_error
 from .contract import Agent
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["answer", "arguments", "parts"]
 
 END = object()
+ANEW = "... "  # between the words of an answer that broke off and the one that is begun anew
 
 
 async def parts(function: Callable[..., Any], given: tuple[Any, ...]) -> AsyncGenerator[Any, None]:
@@ -42,7 +43,8 @@ async def parts(function: Callable[..., Any], given: tuple[Any, ...]) -> AsyncGe
 
 
 async def answer(agents: Failover, given: tuple[Any, ...], context: Context) -> AsyncGenerator[Any, None]:
-    """What the first agent gives that can answer. One that has begun to speak or to call is not replaced.
+    """What the first agent gives that can answer. One that breaks off in its words is asked again, or the next one is: the
+    answer then begins anew. One that has called a tool is not: it would act twice.
 
     Args:
         agents: the session's handle of them.
@@ -54,20 +56,25 @@ async def answer(agents: Failover, given: tuple[Any, ...], context: Context) -> 
     """
     failures: Counter[int] = Counter()
     error: ProviderError | None = None
+    broken_off = acted = False
     while True:
-        call = await agents.duty.enter(failures, error)
+        call = await agents.duty.enter(failures, error, again=not broken_off)  # rather the next than twice the same words
         engine, begun = agents.duty.engine, False
         try:
             with call:
                 async with aclosing(_asked(agents, engine, call, given, context)) as said:
                     async for part in said:
+                        if broken_off and not begun and _counts(part):
+                            yield ANEW
                         begun = begun or _counts(part)
+                        acted = acted or not isinstance(part, (str, TextDelta, Usage))
                         yield part
             return
         except Exception as caught:
             error = provider_error(caught, "agent", engine.name)
-            if begun:
+            if acted:
                 raise error from caught.__cause__
+        broken_off = broken_off or begun
         failures[agents.duty.at] += 1
 
 

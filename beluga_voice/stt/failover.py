@@ -90,7 +90,7 @@ class _Stream(STTStream):
     def __init__(self, engine: Failover) -> None:
         self._context = Context()
         self._out: Channel[Transcript | Exception] = Channel(1_000)
-        self._recognition = Recognition(engine.engines, engine.resilience, self._context, self._heard)
+        self._recognition = Recognition(engine, self._context, self._heard)
 
     def _heard(self, frame: Frame) -> None:
         if isinstance(frame, Transcript):

@@ -8,7 +8,8 @@ the next one. So each word is told once, whoever hears it in the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 import attrs
@@ -17,10 +18,11 @@ from .._streams import stop
 from ..audio import Audio
 from ..clock import Timers
 from ..engine import Context
-from ..errors import ConnectFailedError, OverloadedError, ProtocolError, ProviderError, ProviderTimeoutError
-from ..frames import Failed, FailedOver, Frame, Retried, Transcript
-from ..resilience import Call, Guard, ResilienceOptions, guard, provider_error, retry_delay_ms
-from .contract import STT, STTStream
+from ..errors import ConnectFailedError, ProtocolError, ProviderError, ProviderTimeoutError
+from ..frames import Failed, Frame, Transcript
+from ..ranked import Duty, Ranked
+from ..resilience import Call, provider_error
+from .contract import STTStream
 from .log import Log, Utterance, Wish
 from .placing import moved
 from .upstream import Upstream
@@ -33,24 +35,20 @@ DOWN_MS = 1_000.0  # when nobody hears the caller, the next try in mid-utterance
 PATIENCE = 4  # so many times longer is the last provider waited for: a late answer is better than none
 EMPTY_MS = 1_000.0  # nobody says nothing for so long: another provider is asked, too
 
-Choice = tuple[int, Call]
-
 
 class Recognition:
     """Takes what a caller says and tells what was said. Nothing that is put in waits.
 
     Args:
-        engines: the recognisers, in order of preference.
-        options: how long each is waited for, and how often tried.
+        ranked: the recognisers, in order of preference.
         context: whose tasks, clock, counters and handles.
         tell: told every frame that comes of it: transcripts, `Failed`, `Retried`, `FailedOver`, `HealthChanged`, `Usage`.
     """
 
-    def __init__(
-        self, engines: Sequence[STT], options: ResilienceOptions, context: Context, tell: Callable[[Frame], object]
-    ) -> None:
-        self._engines, self._options, self._context, self._tell = engines, options, context, tell
-        self._ends_turns = engines[0].capabilities.ends_turns
+    def __init__(self, ranked: Ranked, context: Context, tell: Callable[[Frame], object]) -> None:
+        self._engines, self._options, self._context, self._tell = ranked.engines, ranked.resilience, context, tell
+        self._ends_turns = self._engines[0].capabilities.ends_turns
+        self._duty = Duty(ranked, context, tell, room_ms=0.0)
         self._log = Log(WAITING_AUDIO_MS)
         self._line_ms = 0.0  # where, on the caller's line, the newest audio ends
         self._timers = Timers(context.clock)
@@ -63,16 +61,12 @@ class Recognition:
         self._failure: Exception | None = None
         self._held: list[Transcript] = []  # finals that a failure would undo: told once the closing one is there
         self._kept: list[Transcript] = []  # those of streams that failed: better than nothing
-        self._at = 0
-        self._return_ms = 0.0
         self._begin_round()
 
     def _begin_round(self) -> None:
         """Whatever failed before may be tried again."""
-        self._tries: dict[int, int] = {}
-        self._out: list[int] = []
+        self._failures: Counter[int] = Counter()
         self._error: ProviderError | None = None
-        self._again: tuple[int, float, int] | None = None
 
     # --- what is put in ----------------------------------------------------------------------------------------------
 
@@ -134,17 +128,18 @@ class Recognition:
     # --- the driver --------------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
-        choice: Choice | None = None
+        call: Call | None = None
         while True:
-            if choice is None:
+            if call is None:
                 while self._log.is_empty and not self._eager:
                     await self._wait()
-                choice = await self._choose()
-            if choice is None:
-                self._give_up()
-                await self._rest()
-            else:
-                choice = await self._use(*choice)
+                try:
+                    call = await self._duty.enter(self._failures, self._error)
+                except ProviderError as error:
+                    self._give_up(error)
+                    await self._rest()
+                    continue
+            call = await self._use(call)
 
     async def _wait(self) -> None:
         """Wait until something is put in."""
@@ -162,58 +157,11 @@ class Recognition:
                     while self._log.owed is None:
                         await self._wait()
 
-    async def _choose(self) -> Choice | None:
-        """Who is to hear what is not answered yet: the one used last, if that may help, or another."""
-        if self._again is not None and self._error is not None:
-            (index, delay_ms, attempt), error, self._again = self._again, self._error, None
-            await self._context.clock.sleep_ms(delay_ms)
-            call = self._guard(index).enter(self._tell, anyway=not self._others())
-            if call is not None:
-                self._tell(Retried("stt", self._engines[index].name, error, attempt))
-                return index, call
-            self._out.append(index)
-        for anyway in (False, True):
-            choice = self._pick(self._order(), anyway)
-            if choice is not None:
-                return choice
-        return None
-
-    def _order(self) -> list[int]:
-        """All that have not failed, by preference; those that were left for another come last until their time is over."""
-        early = self._context.clock.now_ms() < self._return_ms
-        known = [index for index in range(len(self._engines)) if index not in self._out]
-        return sorted(known, key=lambda index: early and index < self._at)
-
-    def _pick(self, among: Sequence[int], anyway: bool = False) -> Choice | None:
-        for index in among:
-            call = self._guard(index).enter(self._tell, anyway=anyway)
-            if call is not None:
-                return index, call
-        return None
-
-    def _guard(self, index: int) -> Guard:
-        return guard(self._engines[index], self._options)
-
-    def _others(self) -> list[int]:
-        """Who else could be asked now."""
-        return [index for index in self._order() if index != self._at and self._guard(index).admits]
-
-    def _go_to(self, index: int) -> None:
-        """From now on it is this one's work."""
-        if index == self._at:
-            return
-        error = self._error
-        if index > self._at:
-            error = error or self._barred([self._at])
-            self._return_ms = self._context.clock.now_ms() + self._options.return_after_ms
-        self._tell(FailedOver("stt", self._engines[self._at].name, self._engines[index].name, error))
-        self._at = index
-
     # --- one stream --------------------------------------------------------------------------------------------------
 
-    async def _use(self, index: int, call: Call) -> Choice | None:
-        """Have a recogniser hear all that is not answered, and what comes, until it fails; another, if one is better."""
-        self._go_to(index)
+    async def _use(self, call: Call) -> Call | None:
+        """Have the one on duty hear all that is not answered, and what comes, until it fails; a call of a better one."""
+        index = self._duty.at
         self._failure = None
         self._log.rewind()
         if self._log.missing_ms:
@@ -239,7 +187,7 @@ class Recognition:
         self._context.spawn(upstream.aclose(), f"close {upstream.engine.name}")  # nobody waits for a dead socket
         return better
 
-    async def _serve(self, upstream: Upstream) -> Choice | None:
+    async def _serve(self, upstream: Upstream) -> Call | None:
         log = self._log
         while log.owed is not None and log.owed.told and not log.owed.audio:  # all but its end was told
             self._answer(Transcript("", closes=True))
@@ -249,8 +197,8 @@ class Recognition:
             upstream.call.idle()
         upstream.reading = self._context.spawn(self._read(upstream, stream), f"{upstream.engine.name} transcripts")
         while True:
-            if self._at and log.at_boundary:
-                better = self._better()
+            if self._duty.at and log.at_boundary and not log.is_empty:
+                better = self._duty.better()
                 if better is not None:
                     return better
             item = log.take()
@@ -259,12 +207,6 @@ class Recognition:
                 continue
             self._settle()
             await self._wait()
-
-    def _better(self) -> Choice | None:
-        """One that is preferred and may be well again, once its time has come."""
-        if self._log.is_empty or self._context.clock.now_ms() < self._return_ms:
-            return None
-        return self._pick([index for index in self._order() if index < self._at])
 
     def _settle(self) -> None:
         if self._drained is not None and self._log.owed is None and not self._drained.done():
@@ -279,27 +221,21 @@ class Recognition:
             self._serving.reschedule(asyncio.get_running_loop().time())
 
     def _failed(self, index: int, upstream: Upstream, error: ProviderError) -> None:
-        """Decide whether it is tried again."""
+        """It did not answer; whether it is tried again is decided with the next call."""
         upstream.call.failed(error)
         upstream.call.close()
         if upstream.is_open and self._log.is_empty:  # between two utterances: the next one opens another
             self._eager = False
-            self._context.counters["stt_streams_lost"] += index == self._at
+            self._context.counters["stt_streams_lost"] += index == self._duty.at
             return
         self._error = error
         self._kept = self._held or self._kept
-        self._tries[index] = self._tries.get(index, 0) + 1
-        delay_ms = retry_delay_ms(error, self._tries[index], self._options, others=bool(self._others()))
-        if delay_ms is None:
-            self._out.append(index)
-        else:
-            self._again = index, delay_ms, self._tries[index] + 1
+        self._failures[index] += 1
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: ProviderError) -> None:
         """All have failed: what is owed is answered with what is known; what is not over yet may be heard later."""
         owed = self._log.owed
         if owed is not None or self._error is not None:
-            error = self._error or self._barred(range(len(self._engines)))
             self._tell(Failed(self._engines[0].name, error))
         if owed is not None:
             for transcript in self._kept:
@@ -309,17 +245,6 @@ class Recognition:
         self._eager = False
         self._begin_round()
         self._settle()
-
-    def _barred(self, indices: Sequence[int]) -> OverloadedError:
-        """Why nobody was asked at all."""
-        names = ", ".join(repr(self._engines[index].name) for index in indices)
-        wait_ms = min(self._guard(index).breaker.wait_ms for index in indices)
-        why = f"failed too often and is left alone for {wait_ms:.0f} ms" if wait_ms else "has max_concurrent streams open"
-        return OverloadedError(
-            f"stt {names} {why}; expected one that takes the call. Name a stand-by, or try again later",
-            provider=self._engines[indices[0]].name,
-            kind="stt",
-        )
 
     # --- what it owes ------------------------------------------------------------------------------------------------
 
@@ -333,7 +258,7 @@ class Recognition:
 
     def _late(self, upstream: Upstream, utterance: Utterance, limit_ms: float, times: int) -> None:
         """Too long: go to another, if there is one; a remote provider that is the last has longer, one here all the time."""
-        if times < PATIENCE and not self._others():
+        if times < PATIENCE and not self._duty.others(self._failures):
             if upstream.engine.account:
                 wait_ms = limit_ms * (PATIENCE - times)
                 self._timers.set("final", wait_ms, self._late, upstream, utterance, limit_ms, PATIENCE)
@@ -415,7 +340,7 @@ class Recognition:
 
     async def _second_opinion(self, upstream: Upstream, utterance: Utterance) -> bool:
         """Ask the others where this one heard nothing; True if one heard something: then it goes on in its place."""
-        for index in self._others():
+        for index in self._duty.others(self._failures):
             found = await self._heard_by(index, utterance)
             if found is not None:
                 break
@@ -431,13 +356,13 @@ class Recognition:
             kind="stt",
         )
         self._fail(upstream, self._error)
-        self._go_to(index)
+        self._duty.go_to(index, self._error)
         self._answer(found)
         return True
 
     async def _heard_by(self, index: int, utterance: Utterance) -> Transcript | None:
         """What another provider hears in an utterance; None if it fails."""
-        call = self._guard(index).enter(self._tell)
+        call = self._duty.guard(index).enter(self._tell)
         if call is None:
             return None
         self._context.counters["stt_empty_checked"] += 1

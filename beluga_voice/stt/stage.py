@@ -22,7 +22,6 @@ from ..frames import (
     WordsFrom,
     WordsWanted,
 )
-from ..resilience import ResilienceOptions
 from .contract import STT
 from .failover import Failover
 from .recognition import Recognition
@@ -44,9 +43,8 @@ def as_frame_processor(engine: STT, **options: Any) -> Stage:
     """
     engine = engine.with_options(**options)
     continuous = engine.capabilities.continuous
-    engines = engine.engines if isinstance(engine, Failover) else (engine,)
-    resilience = engine.resilience if isinstance(engine, Failover) else ResilienceOptions()
-    for one in engines:
+    ranked = engine if isinstance(engine, Failover) else Failover(engine)
+    for one in ranked.engines:
         if continuous and type(one).stream is STT.stream:
             raise TypeError(
                 f"stt {one.name!r} is continuous but has no stream of its own: it would keep all quiet in memory. "
@@ -58,7 +56,7 @@ def as_frame_processor(engine: STT, **options: Any) -> Stage:
         has_vad = SpeechStarted in made
 
         def run(frames: AsyncIterator[Frame], context: Context) -> AsyncIterator[Frame]:
-            return _listen(engines, resilience, frames, context, finalize_on, has_vad)
+            return _listen(ranked, frames, context, finalize_on, has_vad)
 
         return run
 
@@ -68,12 +66,7 @@ def as_frame_processor(engine: STT, **options: Any) -> Stage:
 
 
 async def _listen(
-    engines: tuple[STT, ...],
-    resilience: ResilienceOptions,
-    frames: AsyncIterator[Frame],
-    context: Context,
-    finalize_on: type,
-    has_vad: bool,
+    ranked: Failover, frames: AsyncIterator[Frame], context: Context, finalize_on: type, has_vad: bool
 ) -> AsyncIterator[Frame]:
     late: list[Frame] | None = None
 
@@ -82,13 +75,12 @@ async def _listen(
             return  # it is the VAD that tells of speech
         context.emit(frame) if late is None else late.append(frame)
 
-    recognition = Recognition(engines, resilience, context, tell)
+    recognition = Recognition(ranked, context, tell)
     ring = PreRoll(PREROLL_KEPT_MS)
-    capabilities = [engine.capabilities for engine in engines]
-    continuous, ends_turns = all(one.continuous for one in capabilities), capabilities[0].ends_turns
+    continuous, ends_turns = ranked.capabilities.continuous, ranked.capabilities.ends_turns
     capturing, speaking = continuous, False
     try:
-        if engines[0].account:
+        if ranked.account:
             recognition.connect()
         async for frame in frames:
             yield frame

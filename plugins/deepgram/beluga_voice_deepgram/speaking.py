@@ -42,8 +42,9 @@ class Speaking:
     async def ready(self) -> bool:
         """Whether another text may be spoken: it is silent, and has flushes left."""
         if self._hushing is not None:
+            await asyncio.wait([self._hushing])  # whoever waits may be cancelled; it goes on
             hushing, self._hushing = self._hushing, None
-            self.broken = not await hushing or self.broken
+            self.broken = self.broken or not hushing.result()
         full = len(self._flushes) == MOST_FLUSHES and self._clock.now_ms() - self._flushes[0] < FLUSH_WINDOW_MS
         return not self.broken and not full
 

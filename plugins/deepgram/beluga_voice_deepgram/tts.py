@@ -179,8 +179,10 @@ class DeepgramTTS(Remote, TTS):
             try:
                 await kept.say(text)
                 return kept
-            except Exception:
+            except BaseException as error:
                 await kept.aclose()
+                if not isinstance(error, Exception):
+                    raise
         speaking = await self._connected()
         try:
             await speaking.say(text)
@@ -223,10 +225,16 @@ class _SessionSocket:
     async def take(self) -> Speaking | None:
         """It, if it is free and well."""
         kept, self._kept = self._kept, None
-        if kept is not None and not await kept.ready():
-            await kept.aclose()
+        if kept is None:
             return None
-        return kept
+        try:
+            ready = await kept.ready()
+        except asyncio.CancelledError:
+            await self.give_back(kept, done=True)  # it is the next one's
+            raise
+        if not ready:
+            await kept.aclose()
+        return kept if ready else None
 
     async def give_back(self, speaking: Speaking, done: bool) -> None:
         """Keep it for the next sentence; one that was not `done` is silenced, and its sound dropped."""

@@ -16,7 +16,6 @@ from beluga_voice.remote import Access, Vendor
 
 __all__ = ["DEEPGRAM", "Client", "EventError", "extra_option", "request_options"]
 
-CONNECT_TIMEOUT_S = 3.0
 SILENCE_TIMEOUT_S = 30.0  # the longest wait for the next bytes of an HTTP answer
 KEEP_ALIVE_S = 60.0  # longer than most pauses between two turns: the next call finds its connection open
 MOST_CONNECTIONS = 1_000
@@ -108,7 +107,8 @@ def _failures() -> tuple[Row, ...]:
 def _refused(error: Any) -> Told:
     """An HTTP status. Of a refused handshake the SDK tells nothing else; the answer's headers are on what it caught."""
     handshake = getattr(error.__context__, "headers", None)
-    headers = {str(name).lower(): str(value) for name, value in dict(handshake or error.headers or {}).items()}
+    items = handshake.raw_items() if handshake is not None else (error.headers or {}).items()  # some come twice
+    headers = {str(name).lower(): str(value) for name, value in items}
     body = error.body if isinstance(error.body, dict) else {"err_msg": str(error.body or "")}
     message = headers.get("dg-error") or body.get("err_msg") or body.get("message") or body.get("details") or ""
     return Told(str(message).rstrip(". "), error.status_code, str(body.get("err_code") or ""), retry_after_ms(headers))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from beluga_voice._streams import Channel, Tasks, finish
 from beluga_voice.audio import BYTES_PER_SAMPLE
 from beluga_voice.clock import Clock
-from beluga_voice.errors import ConnectFailedError, ProviderError
+from beluga_voice.errors import ConnectFailedError, ProviderError, SessionClosedError
 
 from .script import Letters, letters_of
 from .vendor import Refused
@@ -184,11 +184,16 @@ class ContextSocket:
 
     async def _connected(self) -> _Link:
         async with self._dialing:
+            if self._over:
+                raise SessionClosedError("this voice of a session is closed; open another")
             if self._link is None or self._link.ended:
                 try:
                     socket = await self._dial()
                 except Exception as error:
                     raise self.failed(error, "connecting") from None
+                if self._over:  # meanwhile
+                    socket.transport.abort()
+                    raise SessionClosedError("this voice of a session is closed; open another")
                 self.counters["connections"] += 1
                 self._link = _Link(self, socket)
                 self._link.reading = self.tasks.spawn(self._link.read(), "elevenlabs audio")

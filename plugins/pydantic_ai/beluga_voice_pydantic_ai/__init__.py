@@ -16,6 +16,7 @@ BELUGA_VOICE_API = 1
 @hookimpl
 def register_agent(register: Callable[..., Any]) -> None:
     """The agent "pydantic_ai"."""
-    from .agent import PydanticAgent
+    from .agent import PydanticAgent, PydanticAgentOptions
 
-    register("pydantic_ai", PydanticAgent, summary="An agent of pydantic-ai: most model vendors, tools, MCP servers")
+    summary = "An agent of pydantic-ai: most model vendors, tools, MCP servers"
+    register("pydantic_ai", PydanticAgent, summary=summary, options=PydanticAgentOptions)

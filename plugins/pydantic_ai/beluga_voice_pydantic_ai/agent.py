@@ -107,13 +107,18 @@ class PydanticAgent(Agent):
         entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closing = asyncio.Event()
         self._holding = asyncio.create_task(self._hold(entered), name=f"{self.name} toolsets")
-        await entered
+        try:
+            await entered
+        except asyncio.CancelledError:
+            self._holding.cancel()  # a server may never start
+            raise
 
     async def _hold(self, entered: asyncio.Future[None]) -> None:
         """Enter and leave in one task: cancel scopes inside want that."""
         try:
             async with self._runs.agent:
-                entered.set_result(None)
+                if not entered.done():
+                    entered.set_result(None)
                 await self._closing.wait()
         except Exception as error:
             if entered.done():
