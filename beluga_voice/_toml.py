@@ -71,7 +71,7 @@ class TomlFile:
             told = _TOLD_AT.search(str(error))
             line = told[1] if told else str(len(text.rstrip("\n").split("\n")))
             problem = _TOLD_AT.sub("", str(error))
-            hint = ' Join the two; only stt, tts and processor may come again, as [[stt]].' if "twice" in problem else ""
+            hint = " Join the two; stt, tts, agent, s2s and processor may come again, as [[stt]]." if "twice" in problem else ""
             raise ConfigError(f"{name}:{line}: not TOML: {problem}.{hint}") from None
 
     def where(self, *path: str | int) -> str:

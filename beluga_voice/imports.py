@@ -54,8 +54,8 @@ def _module(name: str, folders: Sequence[str]) -> ModuleType:
             raise ConfigError(f"module {name!r} needs {error.name!r}, which is not installed; install it") from error
         close = nearest(name, [entry.removesuffix(".py") for folder in folders for entry in _entries(folder)])
         hint = f"Did you mean {close!r}? " if close else ""
-        places = " and ".join(filter(None, (", ".join(dict.fromkeys(folders)), "the installed packages")))
-        message = f"no module is called {name!r}. {hint}Looked in {places}"
+        places = f"in {', '.join(dict.fromkeys(folders))} and the installed packages" if folders else "on Python's path"
+        message = f"no module is called {name!r}. {hint}Looked {places}; write its file there, or install it"
         raise ConfigError(message) from None
     except (Exception, SystemExit) as error:
         raise ConfigError(f"module {name!r} does not import: {type(error).__name__}: {error}") from error

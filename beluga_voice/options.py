@@ -172,6 +172,8 @@ def _type_name(hint: Any) -> str:
         return " or ".join(_type_name(part) for part in typing.get_args(hint))
     if hint is type(None):
         return "None"
+    if typing.get_origin(hint) is tuple:  # given as a list, in a file and in Python
+        return f"list[{_type_name(typing.get_args(hint)[0])}]"
     return hint.__name__ if isinstance(hint, type) and not typing.get_origin(hint) else str(hint).replace("typing.", "")
 
 

@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE / "deepgram-openai-elevenlabs.toml")
     parser.add_argument("--sick", action="append", type=sickness, default=[], metavar="PROVIDER=SICKNESS")
     known, rest = parser.parse_known_args()
+    if not known.config.is_file():
+        parser.error(f"{known.config}: no such file; check the path")
     try:
         sys.exit(asyncio.run(run(known.config, known.sick, rest)))
     except KeyboardInterrupt:

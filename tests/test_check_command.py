@@ -102,6 +102,12 @@ class TestWhatItShows:
         assert "Traceback" not in out
         assert "the key is never told" in out
 
+    def test_one_reason_for_many_checks_is_told_once(self, run, folder):
+        """A service that cannot be reached fails every check in the same words."""
+        _, out, _ = run("stt", *file_with(folder, "stt", "check_app:Broken"))
+        assert out.count("    RuntimeError: no ears") == 2  # before and after one check that words it otherwise
+        assert re.search(r"^each finalize is answered once +failed +[\d,]+\n    as above$", out, re.MULTILINE)
+
     def test_a_provider_that_raises_what_nobody_catches(self, run, folder):
         code, out, _ = run("stt", *file_with(folder, "stt", "check_app:Given_up"), "--only", "words are heard")
         assert code == 1

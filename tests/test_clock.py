@@ -157,3 +157,15 @@ class TestLocalNow:
     def test_is_never_naive(self):
         """Without a zone it is local time that knows its offset."""
         assert local_now().utcoffset() is not None
+
+
+def test_a_loop_that_never_waits_takes_time_too():
+    """Who sleeps again and again for a rounding error, until a time has come, is not there for ever."""
+
+    async def main():
+        clock, until_s = Clock(), asyncio.get_running_loop().time() + 0.0015
+        while asyncio.get_running_loop().time() < until_s:
+            await clock.sleep_ms(1e-12)
+        return clock.now_ms()
+
+    assert run_simulated(main()) == 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -87,6 +88,13 @@ def test_a_sick_vendor_costs_no_turn(vendor, sickness, stood_by):
     assert (kind, provider) in [(event.data["kind"], event.data["new"]) for event in events if event.name == "failed_over"]
     assert getattr(session.turns[-1], f"{kind}_provider") == provider
     assert open_now == 0
+
+
+def test_a_configuration_that_is_not_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["on_loopback.py", "--config", "nowhere.toml"])
+    with pytest.raises(SystemExit):
+        on_loopback.main()
+    assert capsys.readouterr().err.endswith("error: nowhere.toml: no such file; check the path\n")
 
 
 def test_it_asks_for_keys(monkeypatch):

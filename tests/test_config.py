@@ -311,7 +311,7 @@ WRONG = {
     "constructor": ("[tts]\nprovider = 'config_app:explode'", 2, ["[tts]", "ValueError: cannot use"]),
     "reference": ("[tts]\nvoice = '${'", 2, ["[tts] voice", "$${"]),
     "syntax": ("[tts]\nvoice = ", 2, ["not TOML"]),
-    "twice": ("[stt]\nprovider = 'config_app:Ears'\n[stt]", 3, ["not TOML", "Join the two", "[[stt]]"]),
+    "twice": ("[stt]\nprovider = 'config_app:Ears'\n[stt]", 3, ["not TOML", "Join the two", "s2s", "[[stt]]"]),
     "end": ("[tts]\n\nvoice = [", 3, ["not TOML"]),
 }
 ALONE = ("syntax", "end", "twice", "not a table", "no provider", "beside s2s")

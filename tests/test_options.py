@@ -92,6 +92,17 @@ class TestBuild:
         assert "s3cret" not in str(caught.value)
         assert "s3cret" not in repr(build(Keyed, {"api_key": "s3cret"}, "stt 'demo'"))
 
+    def test_what_is_a_tuple_inside_is_a_list_to_people(self):
+        """TOML has no tuples."""
+
+        @attrs.frozen
+        class Listening:
+            keyterms: tuple[str, ...] = option((), "words to listen for")
+
+        assert build(Listening, {"keyterms": ["beluga"]}, "stt 'demo'").keyterms == ["beluga"]
+        with pytest.raises(OptionError, match=r"option 'keyterms' is 'beluga' \(str\); expected list\[str\]"):
+            build(Listening, {"keyterms": "beluga"}, "stt 'demo'")
+
     def test_the_class_may_check_more(self):
         """A ValueError of the options class itself becomes an OptionError with the owner's name."""
 

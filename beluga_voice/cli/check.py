@@ -94,7 +94,13 @@ def check(
     if only is not None and only not in suite.names:
         raise ConfigError(f"{kind} has no check called {only!r}; there are: {', '.join(suite.names)}")
     console = _console(suite)
-    results = [_shown(console, _result(console, suite, one)) for one in suite.names if only in (None, one)]
+    results: list[Result] = []
+    for one in suite.names:
+        if only in (None, one):
+            result = _result(console, suite, one)
+            before = next((earlier.why for earlier in reversed(results) if earlier.state == result.state), "")
+            _show(console, result, before)
+            results.append(result)
     count = Counter(result.state for result in results)
     told = ", ".join(f"{count[state]} {state}" for state in STYLES if count[state])
     console.print(Text(f"\n{suite.title}: {told}", BAD if count["failed"] else ""))
@@ -224,12 +230,13 @@ def _result(console: PipeConsole, suite: Suite, name: str) -> Result:
     return Result(name, state, wall_ms() - began_ms, why)
 
 
-def _shown(console: PipeConsole, result: Result) -> Result:
+def _show(console: PipeConsole, result: Result, before: str) -> None:
+    """One check; `before` is why the last one of the same result came out so, which is not told twice in full."""
     line = Text(f"{result.name:{NAME_WIDTH}}", end="")
     line.append(f"{result.state:{RESULT_WIDTH}}", STYLES[result.state])
     line.append(f"{result.took_ms:{MS_WIDTH},.0f}")
     console.print(line)
     if result.why:
-        why = textwrap.fill(printable(result.why), console.width - 1, initial_indent=INDENT, subsequent_indent=INDENT)
+        told = "as above" if result.why == before else printable(result.why)
+        why = textwrap.fill(told, console.width - 1, initial_indent=INDENT, subsequent_indent=INDENT)
         console.print(Text(why, STYLES[result.state]))
-    return result

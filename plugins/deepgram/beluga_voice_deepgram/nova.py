@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["NovaStream", "transcript_of"]
 
 KEEP_ALIVE_MS = 4_000.0  # the server closes after 10 s without audio or KeepAlive
+ROUNDING_MS = 1.0  # who slept for a time may wake a rounding error early
 SLACK_MS = 20.0  # the server rounds times to hundredths of a second
 HANG_MS = 1_000.0  # so much audio of which no result tells, not even an interim one, and the server hangs
 SPOKEN_SHARE = 0.25  # of `finalize_timeout_ms`: where the server has said that the speech is over, there is little to wait for
@@ -170,7 +171,7 @@ class NovaStream(LiveStream):
         with suppress(Exception):  # whoever reads the socket tells of it
             while True:
                 quiet_ms = self._clock.now_ms() - self._active_ms
-                if quiet_ms >= KEEP_ALIVE_MS:
+                if quiet_ms >= KEEP_ALIVE_MS - ROUNDING_MS:
                     await upstream.send(upstream.socket.send_keep_alive())
                     self._active_ms = self._clock.now_ms()
                 else:

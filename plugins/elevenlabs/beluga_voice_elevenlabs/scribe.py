@@ -241,7 +241,7 @@ class _Link:
         with suppress(ProviderError):
             while not self._over:
                 await self._clock.sleep_ms(self._sent_at_ms + KEEP_ALIVE_MS - self._clock.now_ms())
-                if not self._over and self._clock.now_ms() - self._sent_at_ms >= KEEP_ALIVE_MS:
+                if not self._over and self._clock.now_ms() - self._sent_at_ms >= KEEP_ALIVE_MS - ROUNDING_MS:
                     await self._send(pcm)
 
     async def _send(self, pcm: bytes) -> None:

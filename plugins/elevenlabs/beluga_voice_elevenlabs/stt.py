@@ -38,7 +38,7 @@ class ElevenLabsSTTOptions(Options):
     model: str = option("", "which model listens; empty: scribe_v2_realtime, in batch mode scribe_v2")
     sample_rate_hz: int = option(16_000, "of the audio sent live; in batch mode always 16,000", choices=RATES_HZ)
     word_times: bool = option(True, "ask when each word was said")
-    keyterms: tuple[str, ...] | list[str] = option((), "words it is to expect; live at most 50, of 20 characters at most")
+    keyterms: tuple[str, ...] = option((), "words it is to expect; live at most 50, of 20 characters at most")
     api_key: str = key_option(VENDOR.env_var)
     base_url: str = base_url_option(VENDOR.base_url)
     max_concurrent: int = max_concurrent_option()
