@@ -27,6 +27,7 @@ __all__ = ["Clock", "SimulatedLoop", "SimulationStalled", "Timers", "epoch_ns", 
 
 T = TypeVar("T")
 
+NO_TIME_S = 1e-9
 BUSY_ROUNDS, BUSY_ROUNDS_TAKE_S = 10_000, 0.001  # so many rounds of a loop that never waits take this long, as in real time
 SOCKET_GRACE_S = 0.000_2  # real time: what was written to a loopback socket has arrived by then
 
@@ -101,13 +102,12 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
+        self.rounds = self.rounds + 1 if ready or (timeout is not None and timeout < NO_TIME_S) else 0
+        if self.rounds >= BUSY_ROUNDS:  # who waits for less than a clock can tell would wait for ever
+            self.loop.advance(BUSY_ROUNDS_TAKE_S)
+            self.rounds = 0
         if ready or (timeout is not None and timeout <= 0):
-            self.rounds += 1
-            if self.rounds >= BUSY_ROUNDS:  # who waits for less than a clock can tell would wait for ever
-                self.loop.advance(BUSY_ROUNDS_TAKE_S)
-                self.rounds = 0
             return ready
-        self.rounds = 0
         if self.loop.pool_work:
             return super().select(None)
         has_sockets = len(self.get_map()) > 1  # beside the loop's own wake-up pipe
