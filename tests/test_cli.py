@@ -138,7 +138,7 @@ def test_python_m_runs_it_too():
     ("args", "words"),
     [
         (["provders"], "did you mean 'providers'?"),
-        (["xyz"], "the commands are talk, serve, call, say, transcribe, providers"),
+        (["xyz"], "the commands are talk, serve, call, say, transcribe, check, providers"),
         (["say"], "Missing argument 'TEXT'"),
         (["say", "hi"], "Missing option '-o'"),
         (["transcribe", "a.wav", "--jsn"], "--jsn"),
