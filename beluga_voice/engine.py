@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from collections import Counter
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["Channel", "Context", "Engine", "WorkPool"]
+
+log = logging.getLogger("beluga_voice.session")
 
 T = TypeVar("T")
 E = TypeVar("E", bound="Engine")
@@ -219,6 +222,14 @@ class Context:
                     self._opening.pop(key, None)
         handle = self._handles[key]
         return handle  # type: ignore[return-value]
+
+    async def open_ahead(self, engines: Iterable[Engine]) -> None:
+        """Open now the handles that the first call to a remote provider would wait for; who fails has another try then."""
+        remote = [engine for engine in engines if engine.account]
+        opened = await asyncio.gather(*map(self.handle, remote), return_exceptions=True)
+        for engine, error in zip(remote, opened):
+            if isinstance(error, Exception):
+                log.info("session %s: %s %r was not opened ahead: %s", self.session_id, engine.kind, engine.name, error)
 
     def _task_failed(self, name: str, error: Exception) -> None:
         self.emit(Failed(name, error))

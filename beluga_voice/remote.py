@@ -143,6 +143,8 @@ class Remote(Engine):
         self.access = Access(api_key, _root(self.options.base_url or self.vendor.base_url, owner))
         self.account = f"{self.vendor.name}@{self.access.fingerprint}"
         self.max_concurrent = self.options.max_concurrent or None
+        if self.kind in ("stt", "s2s"):  # a session holds one of them from its beginning to its end
+            self.max_streams = self.max_concurrent
 
     async def client(self) -> Any:
         """The SDK's client: one for all engines of this process with the same key and address, made at the first need.

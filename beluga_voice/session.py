@@ -32,6 +32,7 @@ from .frames import Frame, ToolCalled, ToolReturned, Usage
 from .history import Message
 from .hybrid import HandOver, Hybrid
 from .intake import Intake
+from .limits import Limits
 from .line import Line, NoLine
 from .reconnect import Breaker, Connect
 from .says import SayHandle
@@ -121,7 +122,6 @@ class Session:
         self._ended: asyncio.Future[str] | None = None
         self._lost_ms = 0.0
         self._last_snapshot: Snapshot | None = None
-        self._timers = Timers(self._clock)
         used = self._line or Line(NoLine())
         self._intake = Intake(
             used, self._context, self.options, now_ms=self._now_ms, on_caught_up=lambda: self._dialogue.caught_up()
@@ -161,6 +161,16 @@ class Session:
         if isinstance(chain, Hybrid):
             self._dialogue.use(chain, voice=chain.chains["cascade"])
         self._floor, self._replies = self._dialogue.floor, self._dialogue.replies
+        self._limits = Limits(
+            Timers(self._clock),
+            self.options,
+            self._floor,
+            self._replies,
+            self._intake,
+            now_ms=self._now_ms,
+            tell=self._tell,
+            close=self.close,
+        )
         self._context.tool_runs.tell = self._tool
         self._asking = Asking(
             chain.chains["cascade"] if isinstance(chain, Hybrid) else chain,
@@ -361,7 +371,7 @@ class Session:
                 for engine in self.chain.engines:
                     await engines.enter_async_context(engine)
                 self._begin(self._line)
-                self._context.tasks.spawn(self._dial(), "dial providers")
+                self._context.tasks.spawn(self._context.open_ahead(self.chain.engines), "dial providers")
                 await self._ended
             except Exception:
                 self.end_reason = self.end_reason or "error"
@@ -387,25 +397,15 @@ class Session:
             self._intake.back()
         self._context.tasks.spawn(self._hold_line(), "line")
         self._context.spawn(self._ears.run(), "ears")
-        self._timers.set("length", self.options.max_session_ms, self._too_long)
-        self._timers.set("idle", self.options.idle_timeout_ms, self._check_idle)
-        self._timers.set("gap", self.options.line_gap_ms, self._check_gap)
+        self._limits.begin()
         self._dialogue.ready(self._snapshot)
         if self._snapshot is not None:
             self._tell("resumed", -1, kind="warm", gap_ms=None)
 
-    async def _dial(self) -> None:
-        """Open now what the session's first call to a remote provider would wait for; who fails has another try then."""
-        remote = [engine for engine in self.chain.engines if engine.account]
-        opened = await asyncio.gather(*map(self._context.handle, remote), return_exceptions=True)
-        for engine, error in zip(remote, opened):
-            if isinstance(error, Exception):
-                log.info("session %s: %s %r was not opened ahead: %s", self.session_id, engine.kind, engine.name, error)
-
     async def _finish(self, line: Line) -> None:
         self.end_reason = self.end_reason or "cancelled"
         self._last_snapshot = self.snapshot()  # before what goes on is cut: elsewhere it may go on
-        self._timers.cancel()
+        self._limits.stop()
         self._connection.close()
         self._replies.stop()
         try:
@@ -497,23 +497,6 @@ class Session:
         chain = hand_over.take()
         self._dialogue.use(chain, voice=hand_over.hybrid.chains["cascade"])
         self._ears.use(chain.split()[0])
-
-    # --- limits ------------------------------------------------------------------------------------------------------
-
-    def _too_long(self) -> None:
-        self._tell("warning", -1, message=f"after {self.options.max_session_ms:g} ms the session closes at a turn's end")
-        self._replies.end("", "max_session")
-        self._timers.set("length", self.options.max_turn_ms, self.close, "max_session")
-
-    def _check_idle(self) -> None:
-        idle_ms = self._now_ms() - self._floor.active_ms
-        if idle_ms >= self.options.idle_timeout_ms and self._floor.quiet:
-            self.close("idle")
-            return
-        self._timers.set("idle", max(self.options.idle_timeout_ms - idle_ms, 1_000.0), self._check_idle)
-
-    def _check_gap(self) -> None:
-        self._timers.set("gap", self._intake.check_gap(), self._check_gap)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ LAYERS = {
         *("mouth", "providers", "floor", "replies", "owed", "overhearing", "words", "dialogue", "ears", "asking", "session"),
         *("_spans", "_turn_spans", "_instruments"),
         *("manager", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "shelf"),
-        *("admission", "connection", "announcing"),
+        *("admission", "connection", "announcing", "limits"),
     ),
     "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "__main__"),
 }

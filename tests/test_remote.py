@@ -13,7 +13,7 @@ import websockets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beluga_voice import Audio
+from beluga_voice import Audio, stt
 from beluga_voice.clock import run_simulated
 from beluga_voice.errors import (
     AuthError,
@@ -29,7 +29,9 @@ from beluga_voice.errors import (
     RateLimitError,
 )
 from beluga_voice.failures import Told, capped, failure, http_failures, retry_after_ms, websocket_failures
+from beluga_voice.frames import Transcript
 from beluga_voice.remote import Access, Remote, Vendor, base_url_option, key_option, max_concurrent_option
+from beluga_voice.stt import STT
 from beluga_voice.testing.loopback import Answer, LoopbackServer, Sickness
 from beluga_voice.tts import TTS, Options
 
@@ -150,6 +152,22 @@ class TestAccess:
         one = ExampleTTS(api_key=CANARY, max_concurrent=3)
         other = one.with_options(api_key="other")
         assert (other.access.api_key, other.max_concurrent, one.access.api_key) == ("other", 3, CANARY)
+
+
+    def test_streams_that_last_for_a_session_limit_the_sessions(self):
+        """A manager admits no caller whom nobody would hear; a voice is shared call by call."""
+
+        class ExampleSTT(Remote, STT):
+            vendor = EXAMPLE
+            Options = ExampleOptions
+
+            async def transcribe(self, audio):
+                return Transcript("")
+
+        one, other = (ExampleSTT(api_key="k", max_concurrent=number) for number in (2, 3))
+        assert (one.max_streams, stt.failover(one, other).max_streams) == (2, 5)
+        assert ExampleSTT(api_key="k").max_streams is None
+        assert ExampleTTS(api_key="k", max_concurrent=2).max_streams is None
 
 
 class TestClients:

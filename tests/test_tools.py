@@ -215,7 +215,7 @@ class TestToolbox:
         """With what it is."""
         with pytest.raises(TypeError, match="tool 3 is a int; expected an async function"):
             Toolbox([3])
-        with pytest.raises(ConfigError, match="no module is called 'nowhere'.*; write its file there, or install it"):
+        with pytest.raises(ConfigError, match=r"no module is called 'nowhere'.*; write its file there, or install it"):
             Toolbox(["nowhere:look"])
 
     def test_a_tool_can_be_called_like_its_function(self):
