@@ -47,7 +47,7 @@ EXPECTED: dict[type[ProviderError], str] = {
     AuthError: "expected a valid key; check {env_var} or the option api_key",
     QuotaError: "expected credit or quota to be left; check the account",
     RateLimitError: "expected fewer calls at once; lower max_concurrent, or ask for a higher limit",
-    InvalidRequestError: "expected a request it takes; check model, voice, language and the other options",
+    InvalidRequestError: "expected a request it takes; check model, voice, language, base_url and the other options",
     ProviderTimeoutError: "expected an answer sooner; try again, or name a stand-by",
     ConnectFailedError: "expected it to be reached from here; check base_url and the network",
     OverloadedError: "expected it to take the call; try again, or name a stand-by",

@@ -17,6 +17,7 @@ from beluga_voice import Audio, stt
 from beluga_voice.clock import run_simulated
 from beluga_voice.errors import (
     AuthError,
+    BrokenPluginError,
     ConnectFailedError,
     InvalidRequestError,
     MissingKeyError,
@@ -112,6 +113,23 @@ def speak(sickness=None, **options):
     return run_simulated(main())
 
 
+def test_an_sdk_that_is_not_installed_is_told_with_what_to_do():
+    def without(access):
+        import no_such_sdk
+
+        return no_such_sdk
+
+    class Without(ExampleTTS):
+        vendor = attrs.evolve(EXAMPLE, name="without", make=without)
+
+    async def main():
+        async with Without(api_key="k"):
+            pass
+
+    with pytest.raises(BrokenPluginError, match=r"No module named 'no_such_sdk'.*pip install .*beluga-voice-without"):
+        run_simulated(main())
+
+
 class TestAccess:
     def test_a_missing_key_is_told_when_the_engine_is_made(self, monkeypatch):
         monkeypatch.delenv("EXAMPLE_API_KEY", raising=False)
@@ -136,6 +154,12 @@ class TestAccess:
     def test_what_is_no_root_is_refused(self, url):
         with pytest.raises(OptionError, match="expected an http:// or https:// root"):
             ExampleTTS(api_key="k", base_url=url)
+
+    @pytest.mark.parametrize("url", ["http://u:{}@x", "http://{}@x", "http://x?token={}", "http://x#{}"])
+    def test_what_may_be_a_secret_in_it_is_not_repeated(self, url):
+        with pytest.raises(OptionError, match="without user and query") as caught:
+            ExampleTTS(api_key="k", base_url=url.format(CANARY))
+        assert CANARY not in str(caught.value)
 
     @pytest.mark.parametrize(("url", "ws"), [("http://a:1/v1/", "ws://a:1/v1"), ("https://b", "wss://b")])
     def test_the_root_for_websockets_follows(self, url, ws):
@@ -312,6 +336,30 @@ class TestFailures:
         told = run_simulated(main())
         assert type(told) is error
         assert f"close code {code}: that is why" in str(told)
+
+    @pytest.mark.parametrize(
+        ("reason", "error"),
+        [
+            ("Invalid API key", AuthError),
+            ("invalid_api_key", AuthError),
+            ("You are not authorized", AuthError),
+            ("Quota exceeded", QuotaError),
+            ("insufficient credits", QuotaError),
+            ("Too many requests", RateLimitError),
+            ("concurrency limit reached", RateLimitError),
+            ("unknown model", InvalidRequestError),
+        ],
+    )
+    def test_a_broken_rule_is_told_by_its_reason(self, reason, error):
+        """Close code 1008 is all that some services say of a key or a quota."""
+        closed = websockets.ConnectionClosedError(websockets.frames.Close(1008, reason), None)
+        assert type(failure(closed, websocket_failures(), provider="p", kind="stt")) is error
+        closed = websockets.ConnectionClosedError(websockets.frames.Close(1011, reason), None)
+        assert type(failure(closed, websocket_failures(), provider="p", kind="stt")) is OverloadedError
+
+    def test_headers_that_come_twice(self):
+        headers = websockets.Headers([("retry-after", "1"), ("retry-after", "2")])
+        assert retry_after_ms(headers) is None
 
     def test_a_refused_handshake(self):
         async def main():

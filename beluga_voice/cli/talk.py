@@ -66,7 +66,7 @@ def talk(
 ) -> int:
     """Hold a whole call over INPUT, the recording of a caller (WAV, FLAC, OGG or MP3).
 
-    Without INPUT the local voice asks three questions, and the call goes to beluga-voice-talk.wav or where -o says.
+    Without INPUT the agent's own voice asks three questions, and the call goes to beluga-voice-talk.wav or where -o says.
     """
     if "" in (input_path, output, config_path, report_path, timeline_path):
         raise ConfigError("a file's name is empty; write a name or leave the option out")

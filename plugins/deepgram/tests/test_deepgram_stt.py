@@ -331,6 +331,25 @@ class TestFailures:
         with pytest.raises(InvalidRequestError, match="Unknown query parameter: nonsense"):
             run_simulated(main())
 
+    def test_of_a_refused_handshake_with_headers_that_come_twice(self):
+        """Proxies between set more cookies than one."""
+
+        async def refuse(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            lines = ("HTTP/1.1 429 Too Many", "Set-Cookie: a=1", "Set-Cookie: b=2", "Retry-After: 3", "dg-error: slow down")
+            writer.write("\r\n".join([*lines, "Content-Length: 0", "Connection: close", "", ""]).encode())
+            writer.close()
+
+        async def main():
+            async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+                url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+                async with stt.new("deepgram", api_key="loopback-key", base_url=url) as engine:
+                    with pytest.raises(RateLimitError, match="HTTP 429: slow down") as caught:
+                        await engine.stream().connect()
+                    return caught.value.retry_after_ms
+
+        assert run_simulated(main()) == 3_000.0
+
     def test_of_a_clean_close_in_mid_utterance(self):
         """A server that says goodbye while words are owed has failed all the same."""
 

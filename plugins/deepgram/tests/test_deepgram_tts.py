@@ -192,6 +192,43 @@ class TestCutting:
 
         assert run_simulated(main()) == ("red", 2, 1)
 
+    def test_of_a_reply_that_waits_for_the_one_cut_before_loses_no_socket(self):
+        """The second is cut while nobody knows yet whether the first is silent."""
+
+        class Slow(DeepgramServer):
+            async def converse(self, socket):
+                if len(self.sockets) > 1:
+                    await super().converse(socket)
+                async for message in socket:
+                    kind = json.loads(message)["type"]
+                    if kind == "Flush":
+                        await socket.send(bytes(4_800))
+                    elif kind == "Clear":
+                        await Clock().sleep_ms(self.delay_ms)
+                        await socket.send({"type": "Cleared", "sequence_id": 0})
+
+        async def main(clear_ms):
+            async with speaking(Slow()) as (server, _, voice):
+                server.delay_ms = clear_ms
+                pieces = voice.synthesize_stream(texts(TEXT))
+                await anext(pieces)
+                await pieces.aclose()
+                second = asyncio.ensure_future(said(voice, TEXT))
+                await Clock().sleep_ms(100)
+                second.cancel()
+                await asyncio.wait([second])
+                await Clock().sleep_ms(2_000)
+                assert (server.open_sockets, len(server.sockets)) == (1, 1)
+                third = voice.synthesize_stream(texts("red"))
+                await anext(third)
+                await third.aclose()
+                used = len(server.sockets)
+            await Clock().sleep_ms(500)
+            return used, server.open_sockets
+
+        assert run_simulated(main(500.0)) == (1, 0)
+        assert run_simulated(main(3_000.0)) == (2, 0)
+
     def test_without_a_session_closes_the_socket(self):
         async def main():
             async with DeepgramServer() as server, tts.new("deepgram", api_key="loopback-key", base_url=server.url) as engine:

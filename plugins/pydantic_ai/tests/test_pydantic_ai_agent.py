@@ -14,6 +14,7 @@ from pydantic_ai.models.function import DeltaToolCall, FunctionModel
 from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.toolsets import FunctionToolset
 
 from beluga_voice import Chain, Session, SessionOptions, agent, config, errors, tts, turn
 from beluga_voice.clock import run_simulated
@@ -91,6 +92,10 @@ def call(mine, line, options=None, texts=("what is it", "and tomorrow"), **engin
 
 
 class TestOptions:
+    def test_are_known_by_name(self):
+        """`beluga-voice providers` and a configuration know them before the agent is made."""
+        assert {"agent", "model", "tools"} <= {one.name for one in agent.describe("pydantic_ai").options}
+
     def test_an_agent_or_a_model_is_needed(self):
         """The message says how to give one."""
         with pytest.raises(errors.OptionError, match="neither the option 'agent' nor 'model'"):
@@ -582,6 +587,23 @@ class TestLimitsAndFailures:
         took_ms, whole = run_simulated(main())
         assert not whole
         assert took_ms <= 50
+
+    def test_a_toolset_that_never_starts_can_be_given_up(self):
+        """Whoever enters the engine is cancelled meanwhile: nothing waits for the start any more."""
+
+        class Stuck(FunctionToolset):
+            async def __aenter__(self):
+                await asyncio.sleep(3_600)
+
+        async def main():
+            engine = agent.new("pydantic_ai", agent=Agent(TestModel(), toolsets=[Stuck()]))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(5), engine:
+                    pass
+            assert asyncio.get_running_loop().time() < 6
+            return len(asyncio.all_tasks())
+
+        assert run_simulated(main()) == 1
 
     def test_nothing_is_left_behind(self):
         """No task, whether the reply ended, was closed or cancelled."""
