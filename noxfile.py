@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
     session.install(".[server]", *(f"./plugins/{name}" for name in PLUGINS), *group("test"))
     if os.environ.get("CI"):  # hundreds of megabytes, for silero's torch backend alone: without it those tests say so and skip
         session.run("pip", "install", "torch==2.13.0", success_codes=[0, 1])
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session

@@ -29,6 +29,7 @@ __all__ = ["Row", "Told", "capped", "failure", "http_failures", "retry_after_ms"
 
 MAX_BODY_BYTES = 32 * 2**20  # ten minutes of speech at 24 kHz: no answer of one call is longer
 LONGEST_MESSAGE = 300
+SHORTEST_SECRET = 6  # a shorter text is no key ("none", for a server that wants none), and part of many words
 
 
 @attrs.frozen
@@ -53,6 +54,8 @@ EXPECTED: dict[type[ProviderError], str] = {
     OverloadedError: "expected it to take the call; try again, or name a stand-by",
     ProtocolError: "expected an answer as its documentation has it",
 }
+LASTING = "expected the connection to last; try again, or name a stand-by"
+BROKE = ("RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError", "BrokenPipeError")  # of whichever library
 BY_STATUS: dict[int, type[ProviderError]] = {
     401: AuthError,
     402: QuotaError,
@@ -119,10 +122,12 @@ def failure(
         told = tells(error)
         cls = (codes or {}).get(told.code) or _by_reason(told) or _by_status(told.status)
     status = f" {'HTTP' if told.status < 1000 else 'close code'} {told.status}:" if told.status else ""
-    message = told.message.replace(secret, "***") if secret else told.message
+    message = told.message.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else told.message
     message = " ".join(message.split())[:LONGEST_MESSAGE] or told.code or "no more was said"
     where = f", {doing}" if doing else ""
-    text = f"{kind} {provider!r}{where}:{status} {message}; {EXPECTED[cls].format(env_var=env_var)}"
+    broke = cls is ConnectFailedError and (told.status is not None or type(error).__name__ in BROKE)
+    expected = LASTING if broke else EXPECTED[cls].format(env_var=env_var)
+    text = f"{kind} {provider!r}{where}:{status} {message}; {expected}"
     if cls is RateLimitError:
         return RateLimitError(text, provider=provider, kind=kind, retry_after_ms=told.retry_after_ms)
     return cls(text, provider=provider, kind=kind)

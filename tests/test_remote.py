@@ -281,6 +281,14 @@ class TestFailures:
         with pytest.raises(ConnectFailedError, match="expected it to be reached from here"):
             run_simulated(main())
 
+    def test_a_connection_that_broke_is_told_from_one_that_failed(self):
+        with pytest.raises(ConnectFailedError, match="expected the connection to last"):
+            speak(Sickness("cut", after=7))
+
+    def test_a_key_that_is_none_garbles_no_message(self):
+        error = failure(OSError("none there"), (), provider="p", kind="stt", secret="none")
+        assert "none there" in str(error)
+
     def test_an_endless_answer_is_cut_off(self):
         class Endless(Server):
             async def answer(self, request):

@@ -139,7 +139,7 @@ class Speech:
             patience.stop()
             pieces.close()
             if engine.account and spoken.taken and not refused:
-                model = getattr(engine.options, "model", "")
+                model = getattr(engine.options, "model", "") or getattr(engine.options, "voice", "")
                 self._context.emit(Usage("tts", engine.name, model, {"characters": spoken.taken}))
             await leave(speaking, GRACE_MS)
 

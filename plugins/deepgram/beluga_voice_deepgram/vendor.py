@@ -49,7 +49,7 @@ def _make(access: Access) -> Client:
         limits = httpx.Limits(
             max_connections=MOST_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S
         )
-        http = httpx.AsyncClient(transport=cancellable_transport(httpx, limits=limits))
+        http = httpx.AsyncClient(transport=cancellable_transport(httpx, limits=limits), event_hooks=capped(httpx))
         sdk = AsyncDeepgramClient(
             api_key=access.api_key,
             environment=DeepgramClientEnvironment(

@@ -518,7 +518,7 @@ class TestOptions:
         [
             ("sample_rate_hz", 4_000, "8000 to 48000"),
             ("endpointing_ms", -1, "at least 0"),
-            ("keyterms", "Beluga", "expected tuple"),
+            ("keyterms", "Beluga", "expected list"),
             ("base_url", "api.deepgram.com", "http:// or https:// root"),
             ("modell", "nova-3", "did you mean 'model'"),
         ],

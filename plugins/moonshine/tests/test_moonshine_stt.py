@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_many_streams_at_once_each_get_their_own_words(engine, recording):
     clips = [cut(recording, start_ms, start_ms + 2_500) for start_ms in (0, 4_000, 9_000, 12_000)]
 
     async def listen(clip):
-        async with stt.closing(engine.stream()) as stream:
+        async with aclosing(engine.stream()) as stream:
             await stream.send(cut(clip, 0, 1_000))
             await stream.send(cut(clip, 1_000, 2_500))
             await stream.finalize()

@@ -81,6 +81,7 @@ CODES = {
     "invalid_request_error": InvalidRequestError,
     "server_error": OverloadedError,
     "overloaded_error": OverloadedError,
+    "unreachable": ConnectFailedError,
     "session_expired": ConnectFailedError,  # a socket lives for an hour or so: the next one does it
 }
 
@@ -95,7 +96,7 @@ def _failures() -> tuple[Row, ...]:
         (EventError, lambda error: Told(str(error), code=error.code)),
         (openai.APITimeoutError, ProviderTimeoutError),
         (openai.APIResponseValidationError, ProtocolError),
-        (openai.APIConnectionError, ConnectFailedError),
+        (openai.APIConnectionError, _unreachable),
         (openai.APIStatusError, _refused),
         (openai.APIError, lambda error: Told(error.message, code=_code(error.code, error.type))),
         (openai.WebSocketConnectionClosedError, ConnectFailedError),
@@ -103,6 +104,12 @@ def _failures() -> tuple[Row, ...]:
         *http_failures(httpx2),
         *websocket_failures(),
     )
+
+
+def _unreachable(error: Any) -> Told:
+    """The SDK says no more than "Connection error."; what it caught says which."""
+    why = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ is not None else ""
+    return Told(f"{str(error).rstrip('.')}{why}", code="unreachable")
 
 
 def _refused(error: Any) -> Told:
