@@ -655,6 +655,23 @@ class TestBesideTheCalls:
         assert headers["content-type"].startswith("text/plain")
         assert b"# TYPE" in text
 
+    def test_providers_tell_how_they_are(self):
+        """Who was called, and whether the breaker is closed; nothing of accounts and keys."""
+
+        async def main():
+            async with serving() as (url, _):
+                async with call(url) as caller:
+                    await caller.say({"type": "text", "text": "good day"})
+                    await caller.until("reply_end")
+                    await caller.say({"type": "bye"})
+                    await caller.ended()
+                return await ask(url, path="/providers")
+
+        status, _, body = run(main())
+        (voice,) = [one for one in json.loads(body)["providers"] if one["kind"] == "tts"]
+        assert (status, voice["state"], voice["under_way"], voice["calls"] > 0) == (200, "closed", 0, True)
+        assert "account" not in voice
+
     def test_draining_is_not_ready(self):
         """It refuses new calls with a time to come back, and new tickets; the call on the line is told."""
 

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import wire
 from ..manager import SessionManager
+from ..resilience import guards
 from .calls import call
 from .options import ServerOptions
 from .service import Service
@@ -248,8 +249,13 @@ def _refused(status: int, message: str, headers: Mapping[str, str] | None = None
 
 
 def _health_routes() -> list[BaseRoute]:
-    """/healthz, /readyz and /metrics."""
-    return [Route("/healthz", _healthy), Route("/readyz", _ready), Route("/metrics", _metrics)]
+    """/healthz, /readyz, /providers and /metrics."""
+    return [
+        Route("/healthz", _healthy),
+        Route("/readyz", _ready),
+        Route("/providers", _providers),
+        Route("/metrics", _metrics),
+    ]
 
 
 async def _healthy(request: Request) -> Response:
@@ -265,6 +271,23 @@ async def _ready(request: Request) -> Response:
     if service.ready:
         return PlainTextResponse("ready\n", headers=NO_STORE)
     return PlainTextResponse("draining\n" if service.manager.draining else "starting\n", 503, headers=NO_STORE)
+
+
+async def _providers(request: Request) -> Response:
+    """What this process knows of the providers that its sessions called."""
+    _service_of(request)
+    told = [
+        {
+            "kind": health.kind,
+            "provider": health.provider,
+            "state": health.breaker.state,
+            "under_way": health.under_way,
+            "max_concurrent": health.max_concurrent,
+            **health.counters,
+        }
+        for health in guards()
+    ]
+    return JSONResponse({"providers": told}, headers=NO_STORE)
 
 
 async def _metrics(request: Request) -> Response:

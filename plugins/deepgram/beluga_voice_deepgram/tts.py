@@ -23,7 +23,7 @@ from beluga_voice.remote import Remote, base_url_option, key_option, max_concurr
 from beluga_voice.tts import TTS, Options, TTSCapabilities
 
 from .speaking import Speaking
-from .vendor import DEEPGRAM, EventError, extra_option, request_options
+from .vendor import DEEPGRAM, SILENCE_TIMEOUT_S, EventError, extra_option, request_options
 
 if TYPE_CHECKING:
     from typing import Self
@@ -157,7 +157,7 @@ class DeepgramTTS(Remote, TTS):
         done = False
         try:
             while True:
-                async with asyncio.timeout(None):
+                async with asyncio.timeout(SILENCE_TIMEOUT_S):
                     piece = await speaking.piece()
                 if piece is None:
                     done = True
