@@ -56,7 +56,9 @@ class ServerOptions:
     max_handshakes_per_ip: int = option(50, "the same for one address", at_least=1)
     trusted_proxies: tuple[str, ...] = option(("127.0.0.1",), "proxies believed when they tell a caller's address")
     page: bool = option(True, "the web page at /")
-    health: bool = option(True, "/healthz, /readyz, /providers and /metrics beside the calls; --admin moves them to a port of their own")
+    health: bool = option(
+        True, "/healthz, /readyz, /providers, /metrics beside the calls; --admin moves them to a port of their own"
+    )
 
     def __attrs_post_init__(self) -> None:
         for name in ("origins", "api_keys", "trusted_proxies"):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["NovaStream", "transcript_of"]
 
 KEEP_ALIVE_MS = 4_000.0  # the server closes after 10 s without audio or KeepAlive
-STEP_MS = 1.0  # the least it waits for that: rounded times must not make it ask again and again
 ROUNDING_MS = 1.0  # who slept for a time may wake a rounding error early
 SLACK_MS = 20.0  # the server rounds times to hundredths of a second
 HANG_MS = 1_000.0  # so much audio of which no result tells, not even an interim one, and the server hangs
@@ -176,7 +175,7 @@ class NovaStream(LiveStream):
                     await upstream.send(upstream.socket.send_keep_alive())
                     self._active_ms = self._clock.now_ms()
                 else:
-                    await self._clock.sleep_ms(max(KEEP_ALIVE_MS - quiet_ms, STEP_MS))
+                    await self._clock.sleep_ms(KEEP_ALIVE_MS - quiet_ms)
 
 
 def transcript_of(

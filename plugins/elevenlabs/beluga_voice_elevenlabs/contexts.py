@@ -30,7 +30,6 @@ __all__ = ["Context", "ContextSocket"]
 
 MOST_CONTEXTS = 5  # the service closes a socket with more; one counts until its isFinal
 KEEP_ALIVE_MS = 15_000.0
-STEP_MS = 1.0  # the least it waits for that: rounded times must not make it ask again and again
 ROUNDING_MS = 1.0  # who slept for a time may wake a rounding error early
 SEND_MS = 2_000.0  # longest time for a message of a few hundred bytes to leave
 ANSWER_MS = 30_000.0  # longest silence after a text
@@ -296,7 +295,7 @@ class _Link:
         """Send something whenever nothing was sent for a while: empty text, to a context that is open."""
         with suppress(ProviderError):
             while True:
-                await self._clock.sleep_ms(max(self._sent_ms + KEEP_ALIVE_MS - self._clock.now_ms(), STEP_MS))
+                await self._clock.sleep_ms(self._sent_ms + KEEP_ALIVE_MS - self._clock.now_ms())
                 if self._clock.now_ms() - self._sent_ms < KEEP_ALIVE_MS - ROUNDING_MS:
                     continue
                 spoken = (name for name, context in self.contexts.items() if context is not None and not context.closed)

@@ -34,7 +34,6 @@ CHUNK_MS, LARGEST_MS = 100.0, 1_000.0  # audio is sent in pieces of so much, and
 SHORTEST_MS = 300.0  # the service ignores a commit of less; it is made up with silence
 LONGEST_MS = 60_000.0  # it commits by itself after 90 s, wherever that falls; so much is committed before
 KEEP_ALIVE_MS = 5_000.0  # it closes a socket that gets no audio for some 15 s
-STEP_MS = 1.0  # the least it waits for that: rounded times must not make it ask again and again
 SILENCE_MS = 20.0
 TIMED_MS = 300.0  # how long a bare text waits for the timed one
 STARTED_MS = 10_000.0
@@ -241,8 +240,7 @@ class _Link:
         pcm = silence(SILENCE_MS, self._stream.rate_hz).pcm
         with suppress(ProviderError):
             while not self._over:
-                left_ms = self._sent_at_ms + KEEP_ALIVE_MS - self._clock.now_ms()
-                await self._clock.sleep_ms(max(left_ms, STEP_MS))
+                await self._clock.sleep_ms(self._sent_at_ms + KEEP_ALIVE_MS - self._clock.now_ms())
                 if not self._over and self._clock.now_ms() - self._sent_at_ms >= KEEP_ALIVE_MS - ROUNDING_MS:
                     await self._send(pcm)
 
