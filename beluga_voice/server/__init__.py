@@ -30,8 +30,8 @@ def app(manager: SessionManager, options: ServerOptions | None = None) -> Starle
     """The ASGI application that answers calls with `manager`'s sessions; it enters and closes the manager itself.
 
     `GET /` is the web page, `/v1/voice` the WebSocket, `POST /v1/sessions` gives tickets; `/healthz`, `/readyz`, `/providers`
-    and `/metrics` are for whoever runs it. Run it with `beluga-voice serve myapp:voice`, which sets what a server for live audio needs, or
-    mount it: `host.mount("/voice", server.app(manager))`.
+    and `/metrics` are for whoever runs it. Run it with `beluga-voice serve myapp:voice`, which sets what a server for live
+    audio needs, or mount it: `host.mount("/voice", server.app(manager))`.
 
     Args:
         manager: not entered yet.
