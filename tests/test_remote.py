@@ -177,7 +177,6 @@ class TestAccess:
         other = one.with_options(api_key="other")
         assert (other.access.api_key, other.max_concurrent, one.access.api_key) == ("other", 3, CANARY)
 
-
     def test_streams_that_last_for_a_session_limit_the_sessions(self):
         """A manager admits no caller whom nobody would hear; a voice is shared call by call."""
 

@@ -110,7 +110,8 @@ class Recognition:
             self._drained = asyncio.get_running_loop().create_future()
             self._wake()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._drained, DRAIN_MS / 1000.0)
+                async with asyncio.timeout(DRAIN_MS / 1000.0):
+                    await self._drained
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -501,6 +503,19 @@ class TestBatch:
                 return len(server.requests)
 
         assert run_simulated(main()) == 1
+
+
+def test_the_sdk_is_imported_without_its_warnings():
+    """It uses what `websockets` calls deprecated; a program that makes errors of warnings works all the same."""
+    code = (
+        "import asyncio; from beluga_voice import stt\n"
+        "async def main():\n"
+        "    async with stt.new('deepgram', api_key='loopback-key'): pass\n"
+        "asyncio.run(main())"
+    )
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 class TestOptions:

@@ -324,15 +324,19 @@ class TestFailures:
                 server.sick = sickness
                 given = {"api_key": server.api_key, "base_url": server.url, "transport": transport}
                 async with tts.new("deepgram", **given) as engine, aclosing(engine.synthesize_stream(texts(TEXT))) as stream:
-                    async for piece in stream:
-                        pieces.append(piece)
+                    try:
+                        async for piece in stream:
+                            pieces.append(piece)
+                    finally:
+                        took_ms.append(Clock().now_ms())
 
-        pieces = []
+        pieces, took_ms = [], []
         with pytest.raises(error, match=message) as caught:
             run_simulated(main())
         told = caught.value
         assert str(told).startswith("tts 'deepgram'")
         assert bool(pieces) == bool(sickness.after)
+        assert took_ms[0] <= 31_000
         if isinstance(told, RateLimitError):
             assert told.retry_after_ms == 3_000.0
 

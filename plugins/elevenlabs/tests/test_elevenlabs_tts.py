@@ -1,6 +1,7 @@
 """ElevenLabs' voices over the real `websockets` and the real SDK, against a server of the documented protocol."""
 
 import asyncio
+import base64
 import json
 import logging
 from contextlib import aclosing
@@ -24,8 +25,9 @@ from beluga_voice.errors import (
     RateLimitError,
     SessionClosedError,
 )
+from beluga_voice.failures import MAX_BODY_BYTES
 from beluga_voice.testing.elevenlabs_server import ElevenLabsServer
-from beluga_voice.testing.loopback import Sickness
+from beluga_voice.testing.loopback import Answer, Sickness
 from beluga_voice.testing.tone_speech import GAP_MS, WORD_MS, understand
 
 STEP_MS = WORD_MS + GAP_MS
@@ -128,22 +130,47 @@ class TestSocket:
         assert in_a_session(use) <= 100
 
     def test_that_is_closed_is_not_opened_again(self):
+        class Slow(ElevenLabsServer):
+            async def greet(self, request):
+                await asyncio.sleep(1)
+                return await super().greet(request)
+
         async def main():
-            async with ElevenLabsServer() as server, made(server) as engine:
+            async with Slow() as server, made(server) as engine:
+                server.sicken(Sickness("refuse", status=503))
                 voice = await engine.open(Context())
+                await asyncio.sleep(2)
                 pieces = voice.synthesize_stream(given_as("One two."))
-                reply = asyncio.ensure_future(anext(pieces))  # which begins to connect
-                await asyncio.sleep(0)
+                reply = asyncio.ensure_future(anext(pieces))
+                await asyncio.sleep(0.5)  # it has begun to connect again
                 await voice.aclose()
                 with pytest.raises(SessionClosedError, match="is closed"):
                     await reply
-                await asyncio.sleep(0.1)
                 with pytest.raises(SessionClosedError, match="is closed"):
                     await said(voice, "One two.")
                 await asyncio.sleep(0.1)
-                return server.open_sockets
+                return len(server.requests), server.open_sockets
 
-        assert run_simulated(main()) == 0
+        assert run_simulated(main()) == (2, 0)
+
+    def test_takes_messages_of_more_than_a_mebibyte(self):
+        """The service sends some: the audio of a long sentence at once."""
+
+        class Long(ElevenLabsServer):
+            async def converse(self, socket):
+                async for message in socket:
+                    told = json.loads(message)
+                    if told.get("flush"):
+                        audio = base64.b64encode(bytes(2 * 2**20)).decode()
+                        await socket.send({"audio": audio, "contextId": told["context_id"]})
+                    if told.get("close_context"):
+                        await socket.send({"isFinal": True, "contextId": told["context_id"]})
+
+        async def main():
+            async with Long() as server, made(server) as engine:
+                return len((await engine.synthesize("One.")).pcm)
+
+        assert run_simulated(main()) == 2 * 2**20
 
     def test_speaks_without_a_session(self):
         """One text, one socket, closed when it is said."""
@@ -442,6 +469,41 @@ class TestRequests:
                 await said(voice, "One.")
 
         in_a_session(use, transport="http")
+
+    def test_an_answer_without_end_is_cut_off(self):
+        class Endless(ElevenLabsServer):
+            async def answer(self, request):
+                async def body():
+                    while True:
+                        yield bytes(2**20)
+
+                return Answer(200, {"content-type": "audio/pcm"}, body())
+
+        async def main():
+            async with Endless() as server, made(server, transport="http") as engine:
+                async for piece in engine.synthesize_stream(given_as("One.")):
+                    heard.append(len(piece.pcm))
+
+        heard = []
+        with pytest.raises(ProtocolError, match="went on after"):
+            run_simulated(main())
+        assert sum(heard) <= MAX_BODY_BYTES
+
+    def test_is_not_sent_on_to_where_an_answer_points(self):
+        """It would carry the key there."""
+
+        class Elsewhere(ElevenLabsServer):
+            async def answer(self, request):
+                return Answer(307, {"location": "/v1/elsewhere"}, b"")
+
+        async def main():
+            async with Elsewhere() as server, made(server, transport="http") as engine:
+                with pytest.raises(ProtocolError, match="HTTP 307"):
+                    await said(engine, "One.")
+                return [request.path for request in server.requests]
+
+        [path] = run_simulated(main())
+        assert path.startswith("/v1/text-to-speech/")
 
     @pytest.mark.parametrize("status", [401, 402])
     def test_what_the_service_says_of_the_account(self, status):
