@@ -66,6 +66,8 @@ def _module(name: str, folders: Sequence[str]) -> ModuleType:
 def _check_origin(module: ModuleType, folders: Sequence[str]) -> None:
     """Refuse a module that was imported before from elsewhere: it is not the one the user sees in the folder."""
     top = module.__name__.partition(".")[0]
+    if top == __name__.partition(".")[0]:  # this package, named in a copy of its repository
+        return
     wanted = PathFinder.find_spec(top, list(folders))
     got = getattr(sys.modules.get(top), "__file__", None)
     if wanted is None or wanted.origin is None or got is None:

@@ -480,3 +480,15 @@ def test_the_tables_of_a_file_are_told(tmp_path):
     path = tmp_path / "call.toml"
     path.write_text('[server]\npage = false\n[session]\ngreeting = "Hello."\n[tts]\nprovider = "tone"\n', "utf-8")
     assert config.tables(path, but="server") == ["[session]", "[tts]"]
+
+
+def test_this_package_may_be_named_beside_a_copy_of_it(tmp_path):
+    """Who stands in a copy of the repository gets what is installed, and no complaint."""
+    (tmp_path / "beluga_voice").mkdir()
+    (tmp_path / "beluga_voice" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    file = tmp_path / "call.toml"
+    file.write_text(
+        '[vad]\nprovider = "energy"\n[stt]\nprovider = "beluga_voice.testing:ScriptedSTT"\n'
+        '[agent]\nprovider = "echo"\n[tts]\nprovider = "tone"\n'
+    )
+    assert config.load(file).names["stt"] == "beluga_voice.testing:ScriptedSTT"
