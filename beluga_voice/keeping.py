@@ -5,7 +5,6 @@ tried again, and whoever lost the ownership is told.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from .clock import Clock
 from .events import SessionEvent
 from .reconnect import backoff_ms
 from .session import Session
-from .shelf import LEASE_MS
+from .shelf import BEAT_MS, LEASE_MS
 from .store import SessionStore
 
 __all__ = ["Keeper"]
@@ -108,7 +107,8 @@ class Keeper:
                     if self._session.end_reason:
                         return
                     attempt += 1
-                    await self._clock.sleep_ms(RETRY_MS + backoff_ms(attempt, RETRY_MS, random.uniform))
+                    # no longer than a beat: the store is asked that often anyhow, and a crash loses what waits here
+                    await self._clock.sleep_ms(RETRY_MS + backoff_ms(attempt, RETRY_MS, longest_ms=BEAT_MS))
         finally:
             self._saving = None
 

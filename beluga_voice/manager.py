@@ -39,7 +39,7 @@ from .options import build, nearest
 from .reconnect import Breaker
 from .session import Session
 from .settings import SessionOptions
-from .shelf import LEASE_MS, Shelf, read
+from .shelf import BEAT_MS, Shelf, read
 from .snapshot import Snapshot
 from .store import SessionStore
 from .transport import Transport
@@ -54,7 +54,6 @@ Listener = Callable[[SessionEvent], None]
 Choose = Callable[[Mapping[str, Any]], "Chain | Awaitable[Chain]"]
 
 log = logging.getLogger("beluga_voice.manager")
-BEAT_MS = LEASE_MS / 3
 CLOSING_MS = 10_000.0
 MOST_HELD = 256  # engines kept ready beyond their last session
 

@@ -27,14 +27,16 @@ DOUBLINGS = 30  # beyond, the power only overflows: the cap was reached long bef
 FAILURES, OPEN_MS = 5, 10_000.0
 
 
-def backoff_ms(attempt: int, base_delay_ms: float, jitter: Jitter = random.uniform) -> float:
+def backoff_ms(
+    attempt: int, base_delay_ms: float, jitter: Jitter = random.uniform, *, longest_ms: float = LONGEST_DELAY_MS
+) -> float:
     """How long to wait before attempt number `attempt`: nothing before the first (0), then full jitter under a doubling cap.
 
     Full jitter, so that the callers of a server that was down do not come back in the same moment.
     """
     if attempt <= 0:
         return 0.0
-    return jitter(0.0, min(LONGEST_DELAY_MS, base_delay_ms * 2.0 ** min(attempt - 1, DOUBLINGS)))
+    return jitter(0.0, min(longest_ms, base_delay_ms * 2.0 ** min(attempt - 1, DOUBLINGS)))
 
 
 class Breaker(breaker.Breaker):

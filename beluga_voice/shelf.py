@@ -13,12 +13,13 @@ from .errors import DuplicateSessionError, ProviderError, ProviderTimeoutError, 
 from .snapshot import Snapshot
 from .store import Claim, SessionStore
 
-__all__ = ["LEASE_MS", "Shelf", "read"]
+__all__ = ["BEAT_MS", "LEASE_MS", "Shelf", "read"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("beluga_voice.manager")
 LEASE_MS = 15_000.0  # how long a process that says nothing still owns its sessions
+BEAT_MS = LEASE_MS / 3
 STORE_MS = 5_000.0  # a store that takes longer counts as failed
 
 
