@@ -30,6 +30,7 @@ from .engine import Engine
 from .errors import BrokenPluginError, MissingKeyError, OptionError, ProviderError
 from .failures import Row, failure
 from .options import build, option
+from .vendor_socket import tls_context
 
 if TYPE_CHECKING:
     from typing import Self
@@ -211,8 +212,13 @@ class _Lease:
     async def client(self) -> Any:
         async with self._making:
             if self._client is None:
-                self._client = await asyncio.to_thread(self._vendor.make, self._access)
+                self._client = await asyncio.to_thread(self._make)
             return self._client
+
+    def _make(self) -> Any:
+        if self._access.base_url.startswith("https:"):
+            tls_context()
+        return self._vendor.make(self._access)
 
     async def give_back(self) -> None:
         self.users -= 1

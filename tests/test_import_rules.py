@@ -13,7 +13,7 @@ LAYERS = {
     "nouns": ("errors", "clock", "audio", "frames", "options"),
     "joining": (
         *("chain", "_streams", "_redaction", "_watch", "engine", "_fields", "wire", "link", "breaker", "resilience", "ranked"),
-        *("remote", "failures", "cancelling", "tools", "tool_runs", "_parameters", "imports"),
+        *("remote", "vendor_socket", "failures", "cancelling", "tools", "tool_runs", "_parameters", "imports"),
     ),
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),

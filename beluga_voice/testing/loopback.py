@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -100,10 +101,12 @@ class LoopbackServer:
         sick: what is wrong with every call, while it is set.
         open_connections: TCP connections that are open now.
         api_key: the key it expects; what is done with it is the subclass's affair.
+        tls: set before it is entered, it makes this an https:// server: a server's context with a certificate for 127.0.0.1.
     """
 
     def __init__(self, *, api_key: str = "loopback-key") -> None:
         self.api_key = api_key
+        self.tls: ssl.SSLContext | None = None
         self.requests: list[Request] = []
         self.sockets: list[Socket] = []
         self.sick: Sickness | None = None
@@ -154,9 +157,9 @@ class LoopbackServer:
 
     @property
     def url(self) -> str:
-        """Its http:// root."""
+        """Its http:// or https:// root."""
         assert self._server is not None, "the server runs within `async with`"
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     @property
     def open_sockets(self) -> int:
@@ -164,7 +167,7 @@ class LoopbackServer:
         return sum(not socket.closed.is_set() for socket in self.sockets)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self.tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:
