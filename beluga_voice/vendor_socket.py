@@ -73,7 +73,7 @@ async def open_socket(
         OSError: nobody is there, or (`ssl.SSLError`) the certificate is not trusted.
         websockets.exceptions.InvalidStatus: the server refuses, or sends elsewhere: no redirect is followed.
     """
-    return await _connect()(
+    socket: ClientConnection = await _connect()(
         url,
         additional_headers=dict(headers or {}),
         ssl=tls_context() if url.startswith("wss:") else None,
@@ -82,6 +82,7 @@ async def open_socket(
         close_timeout=CLOSE_TIMEOUT_MS / 1000.0,
         max_size=max_bytes,
     )
+    return socket
 
 
 @functools.cache
