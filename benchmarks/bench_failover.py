@@ -264,24 +264,34 @@ def lost_and_twice(heard: list[str], words: list[str]) -> tuple[int, int]:
     return max(1, len(words) - len(heard)), 0
 
 
-def tts_switches(fault: str, runs: int = RUNS, *, times: bool = False) -> None:
-    """Faults of one kind at random moments of sentences: what the caller hears."""
+async def acquainted(first: Speaking, voices: tts.TTS, chance: random.Random) -> None:
+    """Have the first voice say some texts well, as it has in any process that runs for a while."""
+    fault, first.fault = first.fault, ""
+    for _ in range(5):
+        await sentence(voices, " ".join(chance.choices(VOCABULARY, k=12)))
+    first.fault = fault
+
+
+def tts_switches(fault: str, runs: int = RUNS, *, times: bool = False, known: bool = False) -> None:
+    """Faults of one kind at random moments of sentences: what the caller hears. `known`: the voice has spoken before."""
     chance = random.Random(fault)
     silences, switches, lost, twice = [], [], 0, []
     for _ in range(runs):
         words = chance.choices(VOCABULARY, k=chance.randint(4, 20))
         ill_ms = chance.uniform(0.0, len(words) * (WORD_MS + GAP_MS) - 1.0) if fault != "empty" else 0.0
         engines = Speaking("first", ANSWER_MS, fault, ill_ms, times=times), Speaking("second", STANDBY_MS, times=times)
-        options = ResilienceOptions(retries=0)
-        pcm, silence_ms, switch_ms = run_simulated(sentence(tts.failover(*engines, options=options), " ".join(words)))
+        voices = tts.failover(*engines, options=ResilienceOptions(retries=0))
+        if known:
+            run_simulated(acquainted(engines[0], voices, chance))
+        pcm, silence_ms, switch_ms = run_simulated(sentence(voices, " ".join(words)))
         missing, again = lost_and_twice(understand(pcm, RATE_HZ).split(), words)
         lost += missing
         twice.append(again)
         silences.append(silence_ms)
         if switch_ms:
             switches.append(switch_ms)
-    known = "times known" if times else "times guessed"
-    print(f"tts {fault:8s} {known:13s} words lost {lost} in {runs} sentences; said twice: {shares(twice)}")
+    about = f"times {'known' if times else 'guessed'}{', voice known' if known else ''}"
+    print(f"tts {fault:8s} {about:13s} words lost {lost} in {runs} sentences; said twice: {shares(twice)}")
     print(f"{'':12s} {len(switches)} switched        failure or deadline -> sound: {shares(switches)} ms")
     print(f"{'':12s} {'':20s} silence: {shares(silences)} ms")
 
@@ -304,6 +314,7 @@ def tts_part() -> None:
     for times in (False, True):
         for fault in ("killed", "hung", "drip", "garbage", "empty", "ended"):
             tts_switches(fault, times=times)
+        tts_switches("ended", times=times, known=True)
     tts_cost()
 
 

@@ -96,6 +96,10 @@ def lost_and_twice(heard, words):
     return lost + len(words) - at, twice
 
 
+async def _one(text):
+    yield text
+
+
 # --- one falls sick in the middle ------------------------------------------------------------------------------------
 
 paces = st.floats(11.5, 20.0)
@@ -325,6 +329,43 @@ class TestWhatItGives:
 
         one, two = Ends(books, "one", times=times), Voice(books, "two")
         said = speak(tts.failover(one, two), [TEXT[:71]], books)
+        assert [news.new for news in said.told(FailedOver)] == (["two"] if caught else [])
+        if caught:
+            assert lost_and_twice(said.whole_words(one, two), WORD.findall(TEXT[:71]))[0] == 0
+
+    @pytest.mark.parametrize(
+        ("share", "times", "caught"), [(0.5, False, True), (0.7, False, False), (0.7, True, True), (0.9, True, False)]
+    )
+    def test_of_a_voice_that_is_known_an_earlier_end_is_noticed(self, share, times, caught):
+        """After five texts its usual pace is known; that of a sentence said 1.4 times as fast is no failure."""
+        books, texts = Books(), [part.strip() for part in TEXT.split(".") if part.strip()] * 2
+        least = 1.0
+
+        class Ends(Voice):
+            async def synthesize_stream(self, texts):
+                given_ms, whole_ms = 0.0, 0.0
+                async for text in texts:
+                    whole_ms = len(self.sound(text)[0]) / 32
+                    async for piece in super().synthesize_stream(_one(text)):
+                        given_ms += len(piece.pcm) / 32
+                        if given_ms > least * whole_ms:
+                            return
+                        yield piece
+
+        async def main():
+            nonlocal least
+            one, two = Ends(books, "one", times=times), Voice(books, "two")
+            voices = tts.failover(one, two)
+            async with Context(output_rate_hz=RATE_HZ) as context:
+                for text in texts:
+                    assert not Spoken(books, *await spoken(voices, [text], context=context)).told(FailedOver)
+                one.pace *= 1.4
+                quick = Spoken(books, *await spoken(voices, [TEXT[:71]], context=context))
+                one.pace, least = one.pace / 1.4, share
+                return one, two, quick, Spoken(books, *await spoken(voices, [TEXT[:71]], context=context))
+
+        one, two, quick, said = run_simulated(main())
+        assert quick.told(FailedOver) == []
         assert [news.new for news in said.told(FailedOver)] == (["two"] if caught else [])
         if caught:
             assert lost_and_twice(said.whole_words(one, two), WORD.findall(TEXT[:71]))[0] == 0
