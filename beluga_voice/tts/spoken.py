@@ -77,10 +77,12 @@ class Pace:
 
     def after(self, last: Pace) -> Pace:
         """What is thought after another text: a slower pace is believed at once, a faster one by and by."""
-        known = zip((self.letters, self.words), (last.letters, last.words))
+        letters, words = (
+            min(new, old + LEARNING * (new - old))
+            for old, new in ((self.letters, last.letters), (self.words, last.words))
+        )
         texts = self.texts + 1
-        usual = self.usual + (last.usual - self.usual) / min(texts, MEMORY)
-        return Pace(*(min(new, old + LEARNING * (new - old)) for old, new in known), usual, texts)
+        return Pace(letters, words, self.usual + (last.usual - self.usual) / min(texts, MEMORY), texts)
 
     def said(self, words: list[str], audio_ms: float) -> int:
         """How many of the words are over by then, at the least: voices take time for words, and for letters."""
