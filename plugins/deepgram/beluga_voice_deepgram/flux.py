@@ -7,7 +7,6 @@ True
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -28,7 +27,7 @@ from beluga_voice.remote import Remote, base_url_option, key_option, max_concurr
 from beluga_voice.stt import STT, Options, STTCapabilities
 
 from .stream import LiveStream
-from .vendor import DEEPGRAM, extra_option, request_options
+from .vendor import DEEPGRAM, extra_option
 
 if TYPE_CHECKING:
     from typing import Self
@@ -109,6 +108,8 @@ class FluxStream(LiveStream):
     `finalize` ends the turn under way (ForceEndTurn); where there is none, its final is empty.
     """
 
+    path = "/v2/listen"
+
     def __init__(self, engine: FluxSTT) -> None:
         super().__init__(engine, engine.counters)
         self._options = engine.options
@@ -121,21 +122,19 @@ class FluxStream(LiveStream):
         self._interim: Transcript | None = None
         self._heard_ms = self._heard_at_ms = 0.0  # how much audio the server has told of, and when it last told anything
 
-    def _connecting(self, sdk: Any) -> AbstractAsyncContextManager[Any]:
+    def _query(self) -> dict[str, Any]:
         options = self._options
-        multi = options.model.endswith("multi")
-        connecting: AbstractAsyncContextManager[Any] = sdk.listen.v2.connect(
-            model=options.model,
-            encoding="linear16",
-            sample_rate=options.sample_rate_hz,
-            eot_threshold=options.eot_threshold,
-            eager_eot_threshold=options.eager_eot_threshold or None,
-            eot_timeout_ms=round(options.eot_timeout_ms),
-            keyterm=list(options.keyterms) or None,
-            language_hint=[options.language] if multi else None,
-            request_options=request_options(options.extra),
-        )
-        return connecting
+        return {
+            "model": options.model,
+            "encoding": "linear16",
+            "sample_rate": options.sample_rate_hz,
+            "eot_threshold": options.eot_threshold,
+            "eager_eot_threshold": options.eager_eot_threshold or None,
+            "eot_timeout_ms": round(options.eot_timeout_ms),
+            "keyterm": options.keyterms,
+            "language_hint": options.language if options.model.endswith("multi") else None,
+            **options.extra,
+        }
 
     async def send(self, audio: Audio) -> None:
         await super().send(audio)

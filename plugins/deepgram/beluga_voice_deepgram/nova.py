@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,7 +14,6 @@ from beluga_voice.frames import Transcript, Word
 
 from .stream import LiveStream
 from .upstream import Upstream
-from .vendor import request_options
 
 if TYPE_CHECKING:
     from .stt import DeepgramSTT
@@ -37,6 +36,8 @@ class NovaStream(LiveStream):
     come later still are told as finals of their own.
     """
 
+    path = "/v1/listen"
+
     def __init__(self, engine: DeepgramSTT) -> None:
         super().__init__(engine, engine.counters)
         self._options = engine.options
@@ -50,22 +51,21 @@ class NovaStream(LiveStream):
         self._over = False  # the server has said that the speech is over, and has told no words since
         self._active_ms = 0.0
 
-    def _connecting(self, sdk: Any) -> AbstractAsyncContextManager[Any]:
+    def _query(self) -> dict[str, Any]:
         options = self._options
-        connecting: AbstractAsyncContextManager[Any] = sdk.listen.v1.connect(
-            model=options.model,
-            language=options.language,
-            encoding="linear16",
-            sample_rate=options.sample_rate_hz,
-            channels=1,
-            interim_results=options.interim,
-            smart_format=options.smart_format,
-            punctuate=options.punctuate,
-            endpointing=round(options.endpointing_ms) or False,
-            keyterm=list(options.keyterms) or None,
-            request_options=request_options(options.extra),
-        )
-        return connecting
+        return {
+            "model": options.model,
+            "language": options.language,
+            "encoding": "linear16",
+            "sample_rate": options.sample_rate_hz,
+            "channels": 1,
+            "interim_results": options.interim,
+            "smart_format": options.smart_format,
+            "punctuate": options.punctuate,
+            "endpointing": round(options.endpointing_ms) or False,
+            "keyterm": options.keyterms,
+            **options.extra,
+        }
 
     def _run(self, upstream: Upstream) -> None:
         super()._run(upstream)

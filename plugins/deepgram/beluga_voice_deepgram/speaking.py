@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from beluga_voice.clock import Clock
@@ -23,6 +22,10 @@ KNOWN = ("Metadata", "Flushed", "Cleared")
 class Speaking:
     """One open socket, speaking one text at a time. Sound carries no name: what belongs to a text ends with its Flushed.
 
+    Args:
+        upstream: the socket.
+        counters: counts what is passed over.
+
     Attributes:
         broken: the socket is of no more use.
     """
@@ -33,11 +36,6 @@ class Speaking:
         self._clock = Clock()
         self._flushes: deque[float] = deque(maxlen=MOST_FLUSHES)
         self._hushing: asyncio.Task[bool] | None = None
-
-    @classmethod
-    async def open(cls, connecting: AbstractAsyncContextManager[Any], counters: Counter[str]) -> Speaking:
-        """Enter the SDK's `connect(...)`. Raises what `Upstream.open` does."""
-        return cls(await Upstream.open(connecting), counters)
 
     async def ready(self) -> bool:
         """Whether another text may be spoken: it is silent, and has flushes left."""
@@ -82,10 +80,12 @@ class Speaking:
     async def aclose(self) -> None:
         """Close at once."""
         self.broken = True
-        if self._hushing is not None:
-            self._hushing.cancel()
-            await asyncio.wait([self._hushing])
-        await self._upstream.aclose(self._upstream.socket.send_close())
+        try:
+            if self._hushing is not None:
+                self._hushing.cancel()
+                await asyncio.wait([self._hushing])
+        finally:
+            await self._upstream.aclose(self._upstream.socket.send_close())
 
     async def _hush(self) -> bool:
         try:

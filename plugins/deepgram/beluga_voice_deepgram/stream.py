@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import Counter
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from beluga_voice.audio import BYTES_PER_SAMPLE, Audio
 from beluga_voice.clock import Clock
@@ -25,12 +24,14 @@ LONGEST_MESSAGE_MS = 250.0
 
 
 class LiveStream(STTStream):
-    """A socket that takes audio and gives messages; subclasses say which, and what the messages mean.
+    """A socket that takes audio and gives messages; subclasses say which (`path`), and what the messages mean.
 
     Args:
         engine: whose stream it is.
         counters: counts what is passed over.
     """
+
+    path: ClassVar[str]
 
     def __init__(self, engine: Remote, counters: Counter[str]) -> None:
         self._engine, self._counters = engine, counters
@@ -45,8 +46,8 @@ class LiveStream(STTStream):
     # --- what a subclass says ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _connecting(self, sdk: Any) -> AbstractAsyncContextManager[Any]:
-        """The SDK's `connect(...)`."""
+    def _query(self) -> dict[str, Any]:
+        """Deepgram's parameters, by their names there."""
 
     @abstractmethod
     async def _take(self, message: Any) -> bool:
@@ -104,7 +105,7 @@ class LiveStream(STTStream):
             if self._upstream is not None:
                 return self._upstream
             try:
-                upstream = await Upstream.open(self._connecting((await self._engine.client()).sdk))
+                upstream = await Upstream.open(await self._engine.client(), self.path, self._query())
             except Exception as error:
                 raise self._engine.failed(error, "opening the stream") from None
             if self._closed:  # meanwhile

@@ -23,6 +23,7 @@ from beluga_voice.remote import Remote, base_url_option, key_option, max_concurr
 from beluga_voice.tts import TTS, Options, TTSCapabilities
 
 from .speaking import Speaking
+from .upstream import Upstream
 from .vendor import DEEPGRAM, SILENCE_TIMEOUT_S, EventError, extra_option, request_options
 
 if TYPE_CHECKING:
@@ -195,17 +196,10 @@ class DeepgramTTS(Remote, TTS):
 
     async def _connected(self) -> Speaking:
         options: DeepgramVoiceOptions = self.options
-        sdk = (await self.client()).sdk
+        voice = options.voice or DEFAULT_VOICE
+        query = {"model": voice, "encoding": "linear16", "sample_rate": options.sample_rate_hz, **options.extra}
         try:
-            return await Speaking.open(
-                sdk.speak.v1.connect(
-                    model=options.voice or DEFAULT_VOICE,
-                    encoding="linear16",
-                    sample_rate=options.sample_rate_hz,
-                    request_options=request_options(options.extra),
-                ),
-                self.counters,
-            )
+            return Speaking(await Upstream.open(await self.client(), "/v1/speak", query), self.counters)
         except Exception as error:
             raise self.failed(error, "opening the stream") from None
 

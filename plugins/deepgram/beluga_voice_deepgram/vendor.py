@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -23,10 +25,21 @@ MOST_CONNECTIONS = 1_000
 
 @attrs.frozen
 class Client:
-    """The SDK's client, and the HTTP client it was given: it cannot be closed by itself."""
+    """What all engines of one key share.
+
+    Attributes:
+        sdk: the SDK's client.
+        http: the HTTP client it was given: it cannot be closed by itself.
+        sockets: the SDK's class for a WebSocket of each path.
+        ws_url: the root of those paths.
+        headers: of their handshakes: the key, and what the SDK's client tells of itself.
+    """
 
     sdk: Any
     http: Any
+    sockets: Mapping[str, Any]
+    ws_url: str
+    headers: Mapping[str, str] = attrs.field(repr=False)
 
 
 class EventError(Exception):
@@ -42,14 +55,19 @@ def _make(access: Access) -> Client:
         warnings.simplefilter("ignore", DeprecationWarning)
         import anyio
         import httpx
+        import websockets.asyncio.client
         from deepgram import AsyncDeepgramClient
         from deepgram.environment import DeepgramClientEnvironment
-        from deepgram.speak.v1.types import SpeakV1Text
+        from deepgram.listen.v1.socket_client import AsyncV1SocketClient as Nova
+        from deepgram.listen.v2.socket_client import AsyncV2SocketClient as Flux
+        from deepgram.speak.v1.socket_client import AsyncV1SocketClient as Aura
+        from deepgram.version import __version__
 
         limits = httpx.Limits(
             max_connections=MOST_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S
         )
-        http = httpx.AsyncClient(transport=cancellable_transport(httpx, limits=limits), event_hooks=capped(httpx))
+        transport = cancellable_transport(httpx, url=access.base_url, limits=limits)
+        http = httpx.AsyncClient(transport=transport, event_hooks=capped(httpx))
         sdk = AsyncDeepgramClient(
             api_key=access.api_key,
             environment=DeepgramClientEnvironment(
@@ -63,8 +81,13 @@ def _make(access: Access) -> Client:
         # Each is imported when it is first asked for, which would hold the loop for 200 ms and more; as for anyio, the first
         # HTTP call would import its inner half, for 25 ms.
         anyio.run(anyio.sleep, 0)
-        _ = sdk.listen.v1.media, sdk.listen.v2, sdk.speak.v1.audio, SpeakV1Text
-    return Client(sdk, http)
+        _ = sdk.listen.v1.media, sdk.speak.v1.audio, websockets.asyncio.client
+    headers = {
+        "Authorization": f"Token {access.api_key}",
+        "User-Agent": f"deepgram-sdk/{__version__}",
+        "x-deepgram-session-id": sdk.session_id,
+    }
+    return Client(sdk, http, {"/v1/listen": Nova, "/v2/listen": Flux, "/v1/speak": Aura}, access.ws_url, headers)
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -95,23 +118,38 @@ CODES = {
 def _failures() -> tuple[Row, ...]:
     import httpx
     from deepgram.core.api_error import ApiError
+    from websockets.exceptions import InvalidStatus
 
     return (
         (EventError, lambda error: Told(str(error), code=error.code)),
-        (ApiError, _refused),
+        (ApiError, lambda error: _refused(error.status_code, (error.headers or {}).items(), error.body)),
+        (InvalidStatus, _refused_handshake),
         *http_failures(httpx),
         *websocket_failures(),
     )
 
 
-def _refused(error: Any) -> Told:
-    """An HTTP status. Of a refused handshake the SDK tells nothing else; the answer's headers are on what it caught."""
-    handshake = getattr(error.__context__, "headers", None)
-    items = handshake.raw_items() if handshake is not None else (error.headers or {}).items()  # some come twice
-    headers = {str(name).lower(): str(value) for name, value in items}
-    body = error.body if isinstance(error.body, dict) else {"err_msg": str(error.body or "")}
-    message = headers.get("dg-error") or body.get("err_msg") or body.get("message") or body.get("details") or ""
-    return Told(str(message).rstrip(". "), error.status_code, str(body.get("err_code") or ""), retry_after_ms(headers))
+def _refused_handshake(error: Any) -> Told:
+    response = error.response
+    headers = [(name, _readable(value)) for name, value in response.headers.raw_items()]  # some names come twice
+    body = bytes(response.body or b"")
+    try:
+        return _refused(response.status_code, headers, json.loads(body))
+    except (ValueError, RecursionError):
+        return _refused(response.status_code, headers, body.decode("utf-8", "replace"))
+
+
+def _readable(value: str) -> str:
+    """`websockets` gives bytes that are not ASCII as lone surrogates, which cannot be printed, or (17) as Latin-1."""
+    return value.encode("latin-1", "surrogateescape").decode("utf-8", "replace")
+
+
+def _refused(status: int, headers: Iterable[tuple[str, str]], body: Any) -> Told:
+    """An HTTP status. The reason is in the header dg-error, or in a body of JSON, under one of three names."""
+    named = {name.lower(): value for name, value in headers}
+    told = body if isinstance(body, dict) else {"err_msg": str(body or "")}
+    message = named.get("dg-error") or told.get("err_msg") or told.get("message") or told.get("details") or ""
+    return Told(str(message).rstrip(". "), status, str(told.get("err_code") or ""), retry_after_ms(named))
 
 
 DEEPGRAM = Vendor(

@@ -1,5 +1,6 @@
-"""Print what the plugin adds to the bare SDK, how fast it stops the server, and how long it holds the event loop.
+"""Print what the plugin adds to the bare SDK, how fast it stops the server, how long it holds the loop, and what TLS costs.
 
+    pip install psutil trustme
     python benchmarks/bench_deepgram.py
 
 The server is `DeepgramServer` in a process of its own, so that its work is not counted. Bare SDK and plugin are measured in
@@ -12,11 +13,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import os
+import ssl
 import statistics
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from pathlib import Path
 from typing import Any, cast
+
+import certifi
+import psutil
+import trustme
 
 from beluga_voice import Chain, Session, stt, tts, turn
 from beluga_voice.audio import Audio
@@ -31,6 +40,7 @@ from beluga_voice.testing.tone_speech import say
 PAIRS = 1_000
 CALLS = 100
 STOPS = 50
+CONNECTIONS = 50
 RATE_HZ = 16_000
 FRAME = Audio(say("one")[:640], RATE_HZ)
 LISTEN = {"model": "nova-3", "encoding": "linear16", "sample_rate": RATE_HZ}
@@ -68,11 +78,15 @@ class Echo(DeepgramServer):
                 )
 
 
-def serve(url: Any, stopped: Any) -> None:
-    """Be the server, until the process is ended."""
+def serve(url: Any, stopped: Any, certificate: str = "") -> None:
+    """Be the server, until the process is ended; with a certificate, over TLS."""
 
     async def main() -> None:
-        async with Echo() as server:
+        echo = Echo()
+        if certificate:
+            echo.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            echo.tls.load_cert_chain(certificate)
+        async with echo as server:
             server.chunk_every_ms = 0.0
             url.put(server.url)
             while True:  # tells when the client's Clear or goodbye came
@@ -231,20 +245,10 @@ async def stops(url: str, stopped: Any) -> None:
 async def holds(url: str) -> None:
     """The longest step of the event loop, in processor time, from the end of prewarm on: the first calls, and more."""
     given = {"api_key": "loopback-key", "base_url": url}
-    longest = {"cpu": 0.0, "wall": 0.0}
-    run = asyncio.events.Handle._run  # type: ignore[attr-defined]
-
-    def timed(handle: Any) -> None:
-        cpu, wall = time.thread_time(), time.perf_counter()
-        run(handle)
-        longest["cpu"] = max(longest["cpu"], (time.thread_time() - cpu) * 1e3)
-        longest["wall"] = max(longest["wall"], (time.perf_counter() - wall) * 1e3)
-
     print(f"\n{'longest step of the loop, ms':<44}{'processor':>10} {'wall':>10}")
     ears, flux, voice = stt.new("deepgram", **given), stt.new("deepgram-flux", **given), tts.new("deepgram", **given)
     over_http = tts.new("deepgram", **given, transport="http")
-    asyncio.events.Handle._run = timed  # type: ignore[attr-defined]
-    try:
+    with longest_step() as longest:
         async with ears, flux, voice, over_http:
             print(f"{'prewarm':<44}{longest['cpu']:>10.1f} {longest['wall']:>10.1f}")
             for round_of in ("first calls after it", "later calls"):
@@ -261,8 +265,80 @@ async def holds(url: str) -> None:
                             pass
                     await ears.transcribe(Audio(say("one two"), RATE_HZ))
                 print(f"{round_of:<44}{longest['cpu']:>10.1f} {longest['wall']:>10.1f}")
+
+
+@contextmanager
+def longest_step() -> Iterator[dict[str, float]]:
+    """The longest step of the event loop so far, in ms."""
+    longest = {"cpu": 0.0, "wall": 0.0}
+    run = asyncio.events.Handle._run  # type: ignore[attr-defined]
+
+    def timed(handle: Any) -> None:
+        cpu, wall = time.thread_time(), time.perf_counter()
+        run(handle)
+        longest["cpu"] = max(longest["cpu"], (time.thread_time() - cpu) * 1e3)
+        longest["wall"] = max(longest["wall"], (time.perf_counter() - wall) * 1e3)
+
+    asyncio.events.Handle._run = timed  # type: ignore[attr-defined]
+    try:
+        yield longest
     finally:
         asyncio.events.Handle._run = run  # type: ignore[attr-defined]
+
+
+def over_tls(url: str, side: str) -> None:
+    """What each of many open connections costs, in a process of its own."""
+
+    async def main() -> None:
+        async with stt.new("deepgram", api_key="loopback-key", base_url=url) as ears, AsyncExitStack() as stack:
+            sdk = (await cast(Any, ears).client()).sdk
+            process, rss = psutil.Process(), 0
+            steps: list[float] = []
+
+            async def connect() -> None:
+                if side == "bare SDK":
+                    await stack.enter_async_context(sdk.listen.v1.connect(**LISTEN))
+                else:
+                    await (await stack.enter_async_context(aclosing(ears.stream()))).connect()
+
+            with longest_step() as longest:
+                for number in range(CONNECTIONS + 2):
+                    if number == 2:  # what is made once is made
+                        gc.collect()
+                        rss = process.memory_info().rss
+                        steps.clear()
+                    await asyncio.sleep(0)  # the step that collected ends
+                    longest.update(cpu=0.0, wall=0.0)
+                    await connect()
+                    steps.append(longest["cpu"])
+            gc.collect()
+            kb = (process.memory_info().rss - rss) / CONNECTIONS / 1024
+            print(f"{side:<44}{statistics.median(steps):>10.1f} {max(steps):>10.1f} {kb:>10.0f}")
+
+    asyncio.run(main())
+
+
+def tls() -> None:
+    """What the SDK and the plugin pay for a connection; the authorities of `certifi` are trusted, and the server's own."""
+    print(f"\n{'each connection over TLS':<44}{'loop, ms':>10} {'worst':>10} {'RSS, kB':>10}")
+    authority, spawn = trustme.CA(), multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, trusted = Path(folder, "server.pem"), Path(folder, "authorities.pem")
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+        trusted.write_bytes(Path(certifi.where()).read_bytes() + authority.cert_pem.bytes())
+        os.environ["SSL_CERT_FILE"] = str(trusted)
+        url, stopped = spawn.Queue(), spawn.Value("q", 0)
+        server = spawn.Process(target=serve, args=(url, stopped, str(certificate)), daemon=True)
+        server.start()
+        try:
+            address = url.get(timeout=30)
+            for side in ("bare SDK", "plugin"):
+                child = spawn.Process(target=over_tls, args=(address, side))
+                child.start()
+                child.join()
+        finally:
+            server.terminate()
+            del os.environ["SSL_CERT_FILE"]
 
 
 def connections() -> None:
@@ -301,6 +377,7 @@ def main() -> None:
         print()
         asyncio.run(added(address))
         asyncio.run(stops(address, stopped))
+        tls()
         connections()
     finally:
         server.terminate()

@@ -288,7 +288,7 @@ class TestTheSocket:
 
 
 REFUSALS = [
-    (Sickness("refuse", status=401), AuthError, "HTTP 401: .*credentials; expected a valid key; check DEEPGRAM_API_KEY"),
+    (Sickness("refuse", status=401), AuthError, "HTTP 401: no: 401; expected a valid key; check DEEPGRAM_API_KEY"),
     (Sickness("refuse", status=402), QuotaError, "HTTP 402.*credit or quota"),
     (Sickness("refuse", status=400), InvalidRequestError, "HTTP 400.*check model"),
     (Sickness("refuse", status=429, retry_after_s=7), RateLimitError, "HTTP 429.*lower max_concurrent"),
@@ -324,7 +324,7 @@ class TestFailures:
             assert told.retry_after_ms == 7_000.0
 
     def test_names_what_the_server_says_of_a_refused_handshake(self):
-        """The SDK says only that it failed; Deepgram's own reason is in a header of the answer."""
+        """Deepgram's own reason is in a header of the answer."""
 
         async def main():
             async with listening(model="nova-99-x", extra={"nonsense": 1}) as (_, _, stream):
