@@ -54,6 +54,11 @@ EXPECTED: dict[type[ProviderError], str] = {
     OverloadedError: "expected it to take the call; try again, or name a stand-by",
     ProtocolError: "expected an answer as its documentation has it",
 }
+UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: (.+?)\.? \(_ssl")  # of whichever library
+TRUSTED = (
+    "expected one of this host name, in date, of an authority that is known here; check base_url, or name a file with the "
+    "authority's certificate (PEM) in the environment variable SSL_CERT_FILE"
+)
 LASTING = "expected the connection to last; try again, or name a stand-by"
 BROKE = ("RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError", "BrokenPipeError")  # of whichever library
 BY_STATUS: dict[int, type[ProviderError]] = {
@@ -121,12 +126,15 @@ def failure(
     else:
         told = tells(error)
         cls = (codes or {}).get(told.code) or _by_reason(told) or _by_status(told.status)
+    untrusted = UNTRUSTED.search(told.message) if told.status is None and cls is ConnectFailedError else None
+    if untrusted is not None:
+        told = Told(f"its certificate is not trusted: {untrusted[1]}")
     status = f" {'HTTP' if told.status < 1000 else 'close code'} {told.status}:" if told.status else ""
     message = told.message.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else told.message
     message = " ".join(message.split())[:LONGEST_MESSAGE] or told.code or "no more was said"
     where = f", {doing}" if doing else ""
     broke = cls is ConnectFailedError and (told.status is not None or type(error).__name__ in BROKE)
-    expected = LASTING if broke else EXPECTED[cls].format(env_var=env_var)
+    expected = TRUSTED if untrusted is not None else LASTING if broke else EXPECTED[cls].format(env_var=env_var)
     text = f"{kind} {provider!r}{where}:{status} {message}; {expected}"
     if cls is RateLimitError:
         return RateLimitError(text, provider=provider, kind=kind, retry_after_ms=told.retry_after_ms)
@@ -175,9 +183,16 @@ def websocket_failures() -> tuple[Row, ...]:
         body = bytes(response.body or b"").decode("utf-8", "replace")
         return Told(body, response.status_code, retry_after_ms=retry_after_ms(response.headers))
 
+    def unanswered(error: Any) -> Told:
+        gone = isinstance(error.__cause__, EOFError | OSError)
+        return Told("the connection broke in the handshake", 1006) if gone else Told(f"{error}: {error.__cause__}")
+
     return (
         (ws.ConnectionClosed, closed),
         (ws.InvalidStatus, refused),
+        (ws.InvalidMessage, unanswered),
+        (ws.ProxyError, ConnectFailedError),
+        (ws.InvalidProxy, lambda error: Told(f"the proxy that the environment names is none: {error.msg}")),  # no password
         (ws.InvalidHandshake, ProtocolError),
         (ws.WebSocketException, ProtocolError),
     )

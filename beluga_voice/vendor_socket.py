@@ -22,11 +22,13 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-__all__ = ["open_socket", "tls_context"]
+__all__ = ["open_socket", "proxy_for", "tls_context"]
 
 OPEN_TIMEOUT_MS = 3_000.0
 CLOSE_TIMEOUT_MS = 1_000.0
@@ -53,6 +55,16 @@ def _tls_context(file: str, folder: str) -> ssl.SSLContext:
     return context
 
 
+def proxy_for(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY or HTTP_PROXY, or else ALL_PROXY, names for an address; None where NO_PROXY excludes it.
+
+    A WebSocket goes the way of the requests: wss:// counts as https://, and ws:// as http://.
+    """
+    parts, proxies = urlsplit(url.replace("ws", "http", 1) if url.startswith("ws") else url), getproxies()
+    proxy = None if proxy_bypass(parts.netloc) else proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
 async def open_socket(
     url: str,
     headers: Mapping[str, str] | None = None,
@@ -60,7 +72,7 @@ async def open_socket(
     timeout_ms: float = OPEN_TIMEOUT_MS,
     max_bytes: int = LARGEST_MESSAGE_BYTES,
 ) -> ClientConnection:
-    """Open a WebSocket; a proxy that the environment names is used.
+    """Open a WebSocket, by way of the proxy that the environment names for it.
 
     Args:
         url: a ws:// or wss:// address.
@@ -70,18 +82,25 @@ async def open_socket(
 
     Raises:
         TimeoutError: the handshake is not answered in time.
+        websockets.exceptions.ProxyError: the proxy refuses. One that answers nothing keeps its connection: `websockets` does
+            not close it.
         OSError: nobody is there, or (`ssl.SSLError`) the certificate is not trusted.
         websockets.exceptions.InvalidStatus: the server refuses, or sends elsewhere: no redirect is followed.
     """
-    socket: ClientConnection = await _connect()(
+    connecting = _connect()(
         url,
         additional_headers=dict(headers or {}),
+        proxy=proxy_for(url),
         ssl=tls_context() if url.startswith("wss:") else None,
         compression=None,
         open_timeout=timeout_ms / 1000.0,
         close_timeout=CLOSE_TIMEOUT_MS / 1000.0,
         max_size=max_bytes,
     )
+    try:
+        socket: ClientConnection = await connecting
+    except TimeoutError:
+        raise TimeoutError(f"the handshake was not answered within {timeout_ms:g} ms") from None
     return socket
 
 

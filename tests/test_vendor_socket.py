@@ -13,8 +13,15 @@ from beluga_voice.testing.loopback import Answer, LoopbackServer, Sickness
 from beluga_voice.vendor_socket import open_socket, tls_context
 
 from .certificates import trusted, untrusted
+from .loopback_proxy import LoopbackProxy, no_proxies
 
 KEY = {"authorization": "Token canary-key-4711"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """No proxy but those that a test names."""
+    no_proxies(monkeypatch)
 
 
 class Echo(LoopbackServer):
@@ -112,7 +119,7 @@ class TestTime:
             async with Echo() as server:
                 server.sick = Sickness("hang")
                 before_ms = clock.now_ms()
-                with pytest.raises(TimeoutError):
+                with pytest.raises(TimeoutError, match=f"within {timeout_ms:g} ms"):
                     await open_socket(ws(server), timeout_ms=timeout_ms)
                 took_ms = clock.now_ms() - before_ms
                 await clock.sleep_ms(10)
@@ -150,3 +157,68 @@ class TestTime:
                 return caught.value.sent.code
 
         assert run_simulated(main()) == 1009
+
+
+class TestTheProxy:
+    @pytest.mark.parametrize("secure", [True, False])
+    @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+    def test_is_the_one_that_the_environment_names(self, variable, secure, monkeypatch, tmp_path):
+        """That of requests to the same host. It makes a tunnel in any case, and sees no key."""
+
+        async def main():
+            made = trusted(Echo(), monkeypatch, tmp_path) if secure else Echo()
+            async with made as server, LoopbackProxy() as proxy:
+                monkeypatch.setenv(variable, proxy.url)
+                assert await repeated(server) == "hello"
+                by_it = proxy.asked == [f"CONNECT {server.url.partition('//')[2]}"]
+                assert by_it or proxy.asked == []
+                return by_it, b"".join(proxy.headers)
+
+        by_it, seen = run_simulated(main())
+        assert by_it is (variable != ("HTTP_PROXY" if secure else "HTTPS_PROXY"))
+        assert b"canary" not in seen
+
+    def test_is_not_used_where_it_is_not_wanted(self, monkeypatch):
+        """NO_PROXY says so."""
+
+        async def main():
+            async with Echo() as server, LoopbackProxy() as proxy:
+                monkeypatch.setenv("ALL_PROXY", proxy.url)
+                monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+                await repeated(server)
+                return proxy.asked
+
+        assert run_simulated(main()) == []
+
+    @pytest.mark.parametrize("ends", ["by itself", "cancelled"])
+    def test_leads_to_a_server_that_hangs(self, ends, monkeypatch, tmp_path):
+        """No connection is kept, whether the time is over, or nobody wants the socket any more."""
+        clock = Clock()
+
+        async def main():
+            async with trusted(Echo(), monkeypatch, tmp_path) as server, LoopbackProxy() as proxy:
+                monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+                server.sick = Sickness("hang")
+                opening = asyncio.create_task(open_socket(ws(server)))
+                await clock.sleep_ms(1_000 if ends == "cancelled" else 10_000)
+                opening.cancel()
+                await asyncio.wait([opening])
+                assert opening.cancelled() or isinstance(opening.exception(), TimeoutError)
+                await clock.sleep_ms(10)
+                return server.open_connections, proxy.open_connections
+
+        assert run_simulated(main()) == (0, 0)
+
+    def test_that_answers_nothing(self, monkeypatch):
+        """It is given up in time."""
+        clock = Clock()
+
+        async def main():
+            async with Echo() as server, LoopbackProxy() as proxy:
+                monkeypatch.setenv("HTTP_PROXY", proxy.url)
+                proxy.silent = True
+                with pytest.raises(TimeoutError):
+                    await open_socket(ws(server), timeout_ms=1_000.0)
+                return clock.now_ms()
+
+        assert run_simulated(main()) == pytest.approx(1_000, abs=5)

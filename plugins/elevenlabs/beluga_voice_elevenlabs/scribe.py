@@ -1,16 +1,14 @@
 """Scribe live: one socket for all utterances of a session, each committed when the session says that it is over.
 
-The SDK's connection tells what comes by plain callbacks; they only put it into a bounded queue. With word times every commit
-is answered twice, by the bare text and by the timed one, mostly in this order; the caller gets one transcript.
+With word times every commit is answered twice, by the bare text and by the timed one, mostly in this order; the caller gets
+one transcript.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +21,13 @@ from beluga_voice.errors import ConnectFailedError, ProviderError
 from beluga_voice.frames import Transcript, Word
 from beluga_voice.stt import STTStream
 
-from .vendor import Clients, Refused
+from .scribe_socket import GOODBYE_MS, ScribeSocket
+from .vendor import Refused
 
 if TYPE_CHECKING:
     from .stt import ElevenLabsSTT
 
-__all__ = ["ScribeStream", "language_code", "transcript"]
+__all__ = ["ScribeStream", "transcript"]
 
 CHUNK_MS, LARGEST_MS = 100.0, 1_000.0  # audio is sent in pieces of so much, and larger ones where more is there at once
 SHORTEST_MS = 300.0  # the service ignores a commit of less; it is made up with silence
@@ -36,10 +35,7 @@ LONGEST_MS = 60_000.0  # it commits by itself after 90 s, wherever that falls; s
 KEEP_ALIVE_MS = 5_000.0  # it closes a socket that gets no audio for some 15 s
 SILENCE_MS = 20.0
 TIMED_MS = 300.0  # how long a bare text waits for the timed one
-STARTED_MS = 10_000.0
 ANSWER_MS = 30_000.0  # longest wait for the text of a commit
-SEND_MS = 2_000.0
-GOODBYE_MS = 1_000.0
 ROUNDING_MS = 0.01
 INTERIMS = 50  # interim transcripts that wait to be read; the oldest are dropped
 
@@ -127,39 +123,15 @@ class ScribeStream(STTStream):
             if self._error is not None:
                 raise self._error
             if self._link is None:
-                link: _Link | None = None
                 try:
-                    link = await self._open()
-                    async with asyncio.timeout(STARTED_MS / 1000.0):
-                        await link.started
-                except BaseException as error:
-                    if link is not None:
-                        await link.aclose()
-                    if isinstance(error, Exception):
-                        raise self.engine.failed(error, "connecting") from None
-                    raise
+                    link = _Link(self, await ScribeSocket.open(self.engine))
+                except Exception as error:
+                    raise self.engine.failed(error, "connecting") from None
                 self.engine.counters["connections"] += 1
                 self._link = link
+                self.tasks.spawn(link.read(), "elevenlabs text")
                 self.tasks.spawn(link.keep_alive(), "elevenlabs keep-alive")
             return self._link
-
-    async def _open(self) -> _Link:
-        from elevenlabs.realtime import AudioFormat, CommitStrategy
-
-        clients: Clients = await self.engine.client()
-        options = self.engine.options
-        connection = await clients.sdk.speech_to_text.realtime.connect(
-            {
-                "model_id": options.model,
-                "audio_format": AudioFormat(f"pcm_{self.rate_hz}"),
-                "sample_rate": self.rate_hz,
-                "commit_strategy": CommitStrategy.MANUAL,
-                "language_code": language_code(options.language),
-                "include_timestamps": options.word_times,
-                "keyterms": list(options.keyterms) or None,
-            }
-        )
-        return _Link(self, connection)  # at once: what comes before it listens is lost
 
 
 @attrs.frozen
@@ -175,12 +147,9 @@ class _Commit:
 class _Link:
     """One connection: what was sent over it, what is owed, what comes."""
 
-    def __init__(self, stream: ScribeStream, connection: Any) -> None:
-        from elevenlabs.realtime import RealtimeEvents as Events
-
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, stream: ScribeStream, socket: ScribeSocket) -> None:
         self.uncommitted_ms = 0.0
-        self._stream, self._engine, self._connection = stream, stream.engine, connection
+        self._stream, self._engine, self._socket = stream, stream.engine, socket
         self._clock = Clock()
         self._timers = Timers(self._clock)
         self._sent_at_ms = self._clock.now_ms()
@@ -190,17 +159,7 @@ class _Link:
         self._held: Transcript | None = None  # a bare text whose timed one is to come
         self._early: str | None = None  # what was told with its times, and whose bare text is to come
         self._late: str | None = None  # what was told without its times, and whose timed text may come
-        self._told = ""
         self._over = False
-        for event, take in (
-            (Events.SESSION_STARTED, self._take_start),
-            (Events.PARTIAL_TRANSCRIPT, self._take_interim),
-            (Events.COMMITTED_TRANSCRIPT, self._take_bare),
-            (Events.COMMITTED_TRANSCRIPT_WITH_TIMESTAMPS, self._take_timed),
-            (Events.ERROR, self._take_error),
-            (Events.CLOSE, self._take_close),
-        ):
-            connection.on(event, self._guarded(take))
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
@@ -233,7 +192,7 @@ class _Link:
             await self._send(silence(missing_ms, self._stream.rate_hz).pcm)
         self._owed.append(_Commit(closes, self._stream.sent_ms, self._sent_ms))
         self._settle()
-        await self._out(self._connection.commit())
+        await self._out(b"", commit=True)
 
     async def keep_alive(self) -> None:
         """Send a little silence whenever nothing was sent for a while."""
@@ -247,12 +206,11 @@ class _Link:
     async def _send(self, pcm: bytes) -> None:
         self._sent_at_ms = self._clock.now_ms()
         self._sent_ms += self._length_ms(pcm)
-        await self._out(self._connection.send({"audio_base_64": base64.b64encode(pcm).decode()}))
+        await self._out(pcm)
 
-    async def _out(self, sending: Awaitable[None]) -> None:
+    async def _out(self, pcm: bytes, *, commit: bool = False) -> None:
         try:
-            async with asyncio.timeout(SEND_MS / 1000.0):
-                await sending
+            await self._socket.send(pcm, commit=commit)
         except Exception as error:
             raise self._end(error) from None
 
@@ -261,25 +219,30 @@ class _Link:
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def _guarded(self, take: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-        """The SDK prints what a callback raises, and goes on."""
+    async def read(self) -> None:
+        """Take what comes, until the connection ends."""
+        try:
+            while True:
+                self._take(await self._socket.recv())
+        except Exception as error:
+            self._end(error)
 
-        def callback(data: dict[str, Any]) -> None:
-            try:
-                if not self._over:
-                    take(data)
-            except Exception as error:
-                self._end(error)
-
-        return callback
-
-    def _take_start(self, data: dict[str, Any]) -> None:
-        if not self.started.done():
-            self.started.set_result(None)
-
-    def _take_interim(self, data: dict[str, Any]) -> None:
-        if data["text"].strip():
-            self._stream.tell(Transcript(data["text"].strip(), is_final=False))
+    def _take(self, told: dict[str, Any]) -> None:
+        match told.get("message_type"):
+            case "partial_transcript":
+                if text := told["text"].strip():
+                    self._stream.tell(Transcript(text, is_final=False))
+            case "committed_transcript":
+                self._take_bare(told)
+            case "committed_transcript_with_timestamps":
+                self._take_timed(told)
+            case "commit_throttled":
+                if not self._owed:
+                    raise Refused(str(told.get("error", "")), "commit_throttled")
+                self._engine.counters["commits_ignored"] += 1
+                self._answer(Transcript(""))
+            case _:
+                self._engine.counters["unknown_messages"] += 1
 
     def _take_bare(self, data: dict[str, Any]) -> None:
         heard = transcript(data["text"], [], data.get("language_code"))
@@ -309,20 +272,6 @@ class _Link:
         if held is not None:
             self._late = held.text
             self._answer(held)
-
-    def _take_error(self, data: dict[str, Any]) -> None:
-        code, message = data.get("message_type"), str(data.get("error") or data.get("message") or "")
-        if code == "commit_throttled" and self._owed:
-            self._engine.counters["commits_ignored"] += 1
-            self._answer(Transcript(""))
-        elif isinstance(code, str) or message.startswith("Failed to parse"):
-            self._end(Refused(message, code or ""))
-        else:
-            self._told = message  # why its reading ended; that it closed follows
-
-    def _take_close(self, data: dict[str, Any]) -> None:
-        message = str(data.get("reason") or self._told or "the connection was closed")
-        self._end(Refused(message, status=data.get("code")))
 
     # --- what is owed ------------------------------------------------------------------------------------------------
 
@@ -359,14 +308,11 @@ class _Link:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def _end(self, error: BaseException) -> ProviderError:
-        failed = self._engine.failed(error, "listening" if self.started.done() else "connecting")
+        failed = self._engine.failed(error, "listening")
         if not self._over:
             self._release()
             self._over = True
             self._timers.cancel()
-            if not self.started.done():
-                self.started.set_exception(failed)
-                return failed
             self._stream.tasks.spawn(self.aclose(), "elevenlabs close")
             self._stream.ended(self, failed, idle=not self._owed and self.uncommitted_ms == 0)
         return failed
@@ -375,21 +321,10 @@ class _Link:
         """Close it, without waiting long for the service to agree."""
         self._over = True
         self._timers.cancel()
-        try:
-            with suppress(Exception):
-                async with asyncio.timeout(GOODBYE_MS / 1000.0):
-                    await self._connection.close()
-        finally:
-            self._connection.websocket.transport.abort()
-        await self._connection.websocket.wait_closed()
+        await self._socket.aclose()
 
 
 # --- its words -------------------------------------------------------------------------------------------------------
-
-
-def language_code(language: str) -> str | None:
-    """What the service calls a language: "en-GB" is "en"."""
-    return language.split("-")[0].lower() or None
 
 
 def transcript(text: str, words: list[dict[str, Any]], language: str | None) -> Transcript:

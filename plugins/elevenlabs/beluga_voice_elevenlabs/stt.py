@@ -17,7 +17,8 @@ from beluga_voice.options import option
 from beluga_voice.remote import Remote, base_url_option, key_option, max_concurrent_option
 from beluga_voice.stt import STT, BatchStream, Options, STTCapabilities, STTStream
 
-from .scribe import ScribeStream, language_code, transcript
+from .scribe import ScribeStream, transcript
+from .scribe_socket import language_code
 from .vendor import VENDOR, Clients
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class ElevenLabsSTT(Remote, STT):
         options: see `ElevenLabsSTTOptions`.
 
     Attributes:
-        counters: connections, idle_drops, commits_ignored.
+        counters: connections, idle_drops, commits_ignored, unknown_messages.
 
     Raises:
         OptionError: an option does not fit.

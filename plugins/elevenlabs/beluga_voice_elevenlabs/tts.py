@@ -25,6 +25,7 @@ from beluga_voice.frames import AudioOut
 from beluga_voice.options import option
 from beluga_voice.remote import Remote, base_url_option, key_option, max_concurrent_option
 from beluga_voice.tts import TTS, Options, TTSCapabilities
+from beluga_voice.vendor_socket import open_socket
 
 from .contexts import Context, ContextSocket
 from .script import Script, sentences
@@ -32,6 +33,8 @@ from .vendor import VENDOR, Clients, Refused
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = ["ElevenLabsTTS", "ElevenLabsTTSOptions"]
 
@@ -43,7 +46,6 @@ NO_NEWS_MS = 1_000.0  # a sentence may have no sound: after this long without ne
 CHUNK_MS = 40.0  # an answer to a request is given on in pieces of this length
 CONTEXT_LETTERS = 200  # of the sentence before and after, told with a request
 END = ""  # no sentence is empty
-MESSAGE_BYTES = 16 * 2**20  # the library's own limit of 1 MiB is too small for some messages of audio
 
 
 @attrs.frozen
@@ -192,11 +194,9 @@ class ElevenLabsTTS(Remote, TTS):
         settings = {"voice_settings": self._voice_settings()}
         return ContextSocket(self._dial, settings, self.options.sample_rate_hz, self.failed, self.counters)
 
-    async def _dial(self) -> Any:
-        from websockets.asyncio.client import connect
-
-        clients: Clients = await self.client()
-        options, url = self.options, self.access.ws_url
+    async def _dial(self) -> ClientConnection:
+        await self.client()  # made in a thread, with what the socket needs
+        options = self.options
         query = {
             "model_id": options.model,
             "output_format": f"pcm_{options.sample_rate_hz}",
@@ -206,13 +206,8 @@ class ElevenLabsTTS(Remote, TTS):
         }
         if options.language:
             query["language_code"] = _language_code(options.language)
-        return await connect(
-            f"{url}/v1/text-to-speech/{options.voice}/multi-stream-input?{urlencode(query)}",
-            additional_headers={"xi-api-key": self.access.api_key},
-            ssl=clients.tls if url.startswith("wss:") else None,
-            compression=None,
-            max_size=MESSAGE_BYTES,
-        )
+        url = f"{self.access.ws_url}/v1/text-to-speech/{options.voice}/multi-stream-input?{urlencode(query)}"
+        return await open_socket(url, {"xi-api-key": self.access.api_key})
 
     # --- in requests -------------------------------------------------------------------------------------------------
 

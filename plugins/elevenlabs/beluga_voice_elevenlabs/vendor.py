@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ssl
 from functools import cache
 from typing import Any
 
@@ -47,11 +46,10 @@ class Refused(Exception):
 
 @attrs.frozen
 class Clients:
-    """What all engines of one key and address share: the SDK's client, the HTTP client inside it, and TLS for sockets."""
+    """What all engines of one key and address share: the SDK's client, and the HTTP client inside it."""
 
     sdk: Any
     http: Any
-    tls: ssl.SSLContext
 
 
 def _make(access: Access) -> Clients:
@@ -63,15 +61,15 @@ def _make(access: Access) -> Clients:
     limits = httpx.Limits(keepalive_expiry=IDLE_CONNECTION_S)
     # No redirects: httpx would repeat the key to any host it is sent to.
     http = httpx.AsyncClient(
-        transport=cancellable_transport(httpx, limits=limits),
+        transport=cancellable_transport(httpx, url=access.base_url, limits=limits),
         timeout=REQUEST_S,
         event_hooks=capped(httpx),
         follow_redirects=False,
     )
     sdk = AsyncElevenLabs(api_key=access.api_key, base_url=access.base_url, timeout=REQUEST_S, httpx_client=http)
-    for part in (sdk.text_to_speech, sdk.speech_to_text.realtime):  # made when they are first named
+    for part in (sdk.text_to_speech, sdk.speech_to_text):  # made when they are first named
         assert part is not None
-    return Clients(sdk, http, ssl.create_default_context())
+    return Clients(sdk, http)
 
 
 async def _close(clients: Clients) -> None:

@@ -20,12 +20,13 @@ from beluga_voice.errors import (
     MissingKeyError,
     OptionError,
     OverloadedError,
+    ProtocolError,
     ProviderTimeoutError,
     QuotaError,
     RateLimitError,
 )
 from beluga_voice.testing.elevenlabs_server import ElevenLabsServer
-from beluga_voice.testing.loopback import Sickness
+from beluga_voice.testing.loopback import Answer, Sickness
 from beluga_voice.testing.tone_speech import VOCABULARY, say
 
 RATE_HZ = 16_000
@@ -245,7 +246,7 @@ class TestFailing:
         ],
     )
     def test_what_the_socket_says_is_told_in_our_words(self, code, error):
-        """Once, though the SDK tells each error twice and the close as a third."""
+        """Once, though the service tells the error and then closes with another."""
 
         async def use(server, stream):
             server.error = code
@@ -325,6 +326,68 @@ class TestFailing:
                     await other.connect()
 
         with_a_stream(use)
+
+    def test_messages_of_unknown_types_are_passed_over_and_counted(self):
+        """The service may learn to say more."""
+
+        async def use(server, stream):
+            await heard(stream, "one")
+            await server.sockets[0].send({"message_type": "weather_report", "text": "rain"})
+            text = text_of(await heard(stream, "two"))
+            return text, stream.engine.counters["unknown_messages"]
+
+        assert with_a_stream(use) == ("two", 1)
+
+    @pytest.mark.parametrize("message", ["no json", "[1, 2]", '{"message_type": "partial_transcript"}', b"\xff\x00"])
+    def test_what_the_protocol_does_not_allow_is_told_as_that(self, message):
+        """And ends the stream."""
+
+        async def use(server, stream):
+            await stream.send(Audio(say("one"), RATE_HZ))
+            await server.sockets[0].send(message)
+            with pytest.raises(ProtocolError):
+                await closing(stream)
+
+        with_a_stream(use)
+
+    @pytest.mark.parametrize("ends", ["by itself", "cancelled"])
+    def test_a_service_that_never_begins_is_left(self, ends):
+        """After 10 s, or when nobody waits any more; the connection is closed."""
+
+        class Mute(ElevenLabsServer):
+            async def converse(self, socket):
+                async for _ in socket:
+                    pass
+
+        async def main():
+            async with Mute() as server, made(server) as engine, aclosing(engine.stream()) as stream:
+                connecting = asyncio.create_task(stream.connect())
+                await asyncio.sleep(1 if ends == "cancelled" else 12)
+                connecting.cancel()
+                await asyncio.wait([connecting])
+                assert connecting.cancelled() or isinstance(connecting.exception(), ProviderTimeoutError)
+                await asyncio.sleep(0.1)
+                return len(server.sockets), server.open_connections
+
+        assert run_simulated(main()) == (1, 0)
+
+    def test_no_redirect_is_followed(self):
+        """Nobody elsewhere gets the key."""
+
+        class Elsewhere(ElevenLabsServer):
+            async def greet(self, request):
+                return Answer(301, {"location": other.url.replace("http", "ws")})
+
+        async def main():
+            nonlocal other
+            async with ElevenLabsServer() as other, Elsewhere() as server:
+                async with made(server) as engine, aclosing(engine.stream()) as stream:
+                    with pytest.raises(ProtocolError, match="301"):
+                        await stream.connect()
+                return other.requests
+
+        other = None
+        assert run_simulated(main()) == []
 
 
 class TestBatch:
