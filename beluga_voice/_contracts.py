@@ -10,16 +10,16 @@ beluga_voice.errors.ConfigError: 'json:dumps' is of type function, which is no v
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import agent, s2s, store, stt, tts, turn, vad
+from . import _registry, agent, imports, s2s, store, stt, transport, tts, turn, vad
 from .chain import FrameProcessor
 from .engine import Engine
-from .errors import ConfigError, OptionError
+from .errors import ConfigError, OptionError, UnknownProviderError
 from .options import build
 
-__all__ = ["CONTRACTS", "checked", "own", "sort_of"]
+__all__ = ["CONTRACTS", "checked", "new", "own", "sort_of"]
 
 CONTRACTS: dict[str, type] = {
     "vad": vad.VAD,
@@ -29,12 +29,42 @@ CONTRACTS: dict[str, type] = {
     "tts": tts.TTS,
     "s2s": s2s.S2S,
     "store": store.SessionStore,
+    "transport": transport.Transport,
 }
 EXPECTED = {
     "agent": "an async function or an agent.Agent",
     "processor": "an object with process(frames, context)",
     **{kind: f"a {kind}.{contract.__name__}" for kind, contract in CONTRACTS.items() if kind != "agent"},
 }
+
+
+def new(kind: str, name: str, given: Mapping[str, Any], folders: Sequence[str]) -> Any:
+    """What a provider's name, or the user's own "module:attribute", stands for.
+
+    Args:
+        kind: its kind.
+        name: the name, "distribution:name" or "module:attribute".
+        given: its options.
+        folders: where the user's own is looked for before the installed packages.
+
+    Raises:
+        BelugaVoiceError: there is none of that name, it is of another kind, or does not take these options.
+        Exception: what its own code raises.
+    """
+    registry = _registry.registry
+    owner, _, bare = name.rpartition(":")
+    is_module = all(part.isidentifier() for part in owner.split("."))
+    if is_module and not any((owner, bare) == (one.distribution, one.name) for one in registry.providers(kind)):
+        made = own(kind, name, imports.load(name, folders), given)
+    else:
+        try:
+            with imports.searched(folders):  # for options that name what is to be imported
+                made = registry.new(kind, name, given)
+        except UnknownProviderError as error:
+            if "." not in name or ":" in name:
+                raise
+            raise UnknownProviderError(f'{error} One of your own is written "{":".join(name.rsplit(".", 1))}".') from None
+    return checked(kind, name, made)
 
 
 def own(kind: str, name: str, target: Any, given: Mapping[str, Any]) -> Any:

@@ -15,8 +15,12 @@ from beluga_voice import audio, cli
 from beluga_voice._registry import registry
 
 APP = """
+import abc
 import asyncio
+import attrs
 from beluga_voice import Audio, stt, tts
+from beluga_voice.options import option
+from beluga_voice.transport import Transport
 from beluga_voice.frames import Transcript
 
 class Deaf(stt.STT):
@@ -42,6 +46,52 @@ class Endless(tts.TTS):
 
 async def reply(text, history):
     return text
+
+@attrs.frozen
+class Options(stt.Options):
+    hears: str = option("", "what it says it hears")
+    key: str = option("", "a secret", secret=True)
+
+class Parrot(stt.STT):
+    Options = Options
+    def __init__(self, **options):
+        self.options = Options(**options)
+    async def transcribe(self, audio):
+        return Transcript(self.options.hears)
+
+class Plain(tts.TTS):
+    def __init__(self, pitch=1):
+        self.pitch = pitch
+    async def synthesize(self, text):
+        return await tts.new("tone").synthesize(text)
+
+class Unready(tts.TTS):
+    def __init__(self):
+        raise OSError("no weights in /models")
+    async def synthesize(self, text):
+        pass
+
+class Half(stt.STT):
+    def transcribe(self, audio):
+        pass
+    @abc.abstractmethod
+    def more(self):
+        pass
+
+class Line(Transport):
+    async def recv(self):
+        yield
+    async def send(self, frame):
+        pass
+    def clear(self):
+        pass
+    async def aclose(self):
+        pass
+    def played_ms(self):
+        return 0.0
+
+shared = Parrot(hears="one two")
+number = 3
 """
 
 
@@ -93,6 +143,15 @@ class TestWhatItShows:
         assert re.search(rf"^words are heard +failed +[\d,]+\n{re.escape(wanted)}$", out, re.MULTILINE)
         assert max(map(len, out.splitlines())) <= 80
         assert all(line == line.rstrip() for line in out.splitlines())
+
+    def test_a_narrow_terminal(self, run, folder, monkeypatch):
+        """Each check keeps its line, without its time."""
+        monkeypatch.setenv("COLUMNS", "60")
+        _, out, _ = run("turn", "silence")
+        assert max(map(len, out.splitlines())) <= 60
+        lines = out.splitlines()
+        assert lines[0].split() == ["CHECK", "RESULT"]
+        assert re.fullmatch(r"ends are proposed and withdrawn in order +passed", lines[4])
 
     def test_a_provider_that_raises(self, run, folder):
         """On one line, without a traceback; the next check is run all the same."""
@@ -148,6 +207,71 @@ class TestOptions:
         audio.write("said.wav", audio_of("one two"))
         given = (*file_with(folder, "stt", "check_app:Deaf"), "--audio", "said.wav", "--words", "one two")
         assert "it hears ''; expected 'one two'" in run("stt", *given)[1]
+
+
+class TestAnEngineOfOnesOwn:
+    """By module and class, before it is registered anywhere."""
+
+    def test_it_is_made_with_its_options(self, run):
+        audio.write("said.wav", audio_of("one two"))
+        given = ("--option", "hears=one two", "--audio", "said.wav", "--words", "one two")
+        code, out, err = run("stt", "check_app:Parrot", *given, "--only", "words are heard")
+        assert (code, err) == (0, "")
+        assert out.splitlines()[-1] == "stt Parrot: 1 passed"
+
+    def test_what_fails_is_told_as_of_any(self, run):
+        code, out, err = run("stt", "check_app:Deaf", "--only", "words are heard")
+        assert (code, err) == (1, "")
+        assert "it hears ''" in out
+
+    def test_what_is_made_already(self, run):
+        audio.write("said.wav", audio_of("one two"))
+        given = ("--audio", "said.wav", "--words", "one two", "--only", "words are heard")
+        assert run("stt", "check_app:shared", *given)[0] == 0
+
+    def test_a_class_without_an_options_class(self, run):
+        assert run("tts", "check_app:Plain", "--option", "pitch=2", "--only", "texts are spoken")[0] == 0
+
+    def test_a_line_of_ones_own(self, run):
+        code, out, err = run("transport", "check_app:Line", "--only", "hanging up ends recv")
+        assert (code, err) == (0, "")
+        assert out.splitlines()[-1] == "transport Line: 1 not applicable"
+
+    @pytest.mark.parametrize(
+        ("args", "told"),
+        [
+            (("stt", "chek_app:Deaf"), "no module is called 'chek_app'. Did you mean 'check_app'? Looked in "),
+            (("stt", "check_app:Daef"), "'check_app' has no attribute 'Daef'; did you mean 'Deaf'?"),
+            (("stt", "check_app.Deaf"), "no stt is called 'check_app.Deaf'"),
+            (("stt", "check_app.Deaf"), "One of your own is written \"check_app:Deaf\"."),
+            (("stt", "check_app:"), "expected \"module:attribute\""),
+            (("stt", "check_app:Plain"), "'check_app:Plain' is of type Plain, which is no stt; expected a stt.STT"),
+            (("stt", "check_app:number"), "'check_app:number' is of type int, which is no stt"),
+            (("transport", "check_app:Deaf"), "is of type Deaf, which is no transport"),
+            (("stt", "check_app:Half"), "stt 'check_app:Half' cannot be made: TypeError: Can't instantiate abstract class"),
+            (("tts", "check_app:Unready"), "tts 'check_app:Unready' cannot be made: OSError: no weights in /models"),
+            (("stt", "check_app:Parrot", "--option", "haers=one"), "stt 'check_app:Parrot' has no option 'haers'; did you"),
+            (("stt", "check_app:Parrot", "--option", "hears=1"), "option 'hears' is 1 (int); expected str"),
+            (("stt", "check_app:Parrot", "--option", "key=5"), "option 'key' is *** (int)"),
+            (("tts", "check_app:Plain", "--option", "ptich=2"), "cannot be made: TypeError: Plain.__init__() got an"),
+            (("stt", "check_app:Deaf", "--option", "voice=a"), "cannot be made: TypeError: Deaf() takes no arguments"),
+            (("stt", "check_app:shared", "--option", "haers=x"), "has no option 'haers'"),
+            (("agent", "check_app:reply"), "is a function of your own"),
+            (("agent", "check_app:reply", "--option", "a=1"), "takes no options, but is given option 'a'"),
+        ],
+    )
+    def test_what_is_wrong_with_it_is_one_line(self, run, args, told):
+        code, out, err = run(*args)
+        assert (code, out) == (2, "")
+        assert told in err
+        assert err.startswith("beluga-voice: ")
+        assert err.count("\n") == 1
+
+    def test_a_module_that_does_not_import(self, run, folder):
+        (folder / "check_bad.py").write_text("import no_such_thing\n")
+        (folder / "check_worse.py").write_text("def (\n")
+        assert "module 'check_bad' needs 'no_such_thing', which is not installed" in run("stt", "check_bad:X")[2]
+        assert "module 'check_worse' does not import: SyntaxError" in run("stt", "check_worse:X")[2]
 
 
 @pytest.mark.parametrize(

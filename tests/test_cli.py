@@ -30,6 +30,10 @@ class Ears(stt.STT):
     async def transcribe(self, audio):
         return Transcript(f"{audio.duration_ms:.0f}ms@{audio.sample_rate_hz}", language="en")
 
+class Rude(stt.STT):
+    async def transcribe(self, audio):
+        return Transcript("caf\\u00e9 \\x1b[31mred\\x07\\nodd \\ud800 \\u4f60")
+
 class Deaf(stt.STT):
     async def transcribe(self, audio):
         raise RuntimeError("no ears")
@@ -134,6 +138,18 @@ def test_python_m_runs_it_too():
     assert done.stdout.startswith("beluga-voice ")
 
 
+EMPTY_NAMES = [
+    ["say", "hi", "-o", ""],
+    ["say", "hi", "-o", "x.wav", "--config", ""],
+    ["transcribe", ""],
+    ["check", "tts", "--config", ""],
+    ["check", "stt", "moonshine", "--audio", "", "--words", "one"],
+    ["talk", ""],
+    ["serve", "--config", ""],
+    ["call", "ws://127.0.0.1:1", ""],
+]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -143,6 +159,7 @@ def test_python_m_runs_it_too():
         (["say", "hi"], "Missing option '-o'"),
         (["transcribe", "a.wav", "--jsn"], "--jsn"),
         (["--nonsense"], "--nonsense"),
+        *((args, "a file's name is empty") for args in EMPTY_NAMES),
     ],
 )
 def test_a_wrong_command_line_is_one_line(args, words, run):
@@ -223,6 +240,7 @@ def test_say_takes_a_voice(run, folder):
     ("text", "output", "words"),
     [
         (" ", "x.wav", "TEXT is empty"),
+        ("caf\udce9", "x.wav", "TEXT is not written in the encoding of this terminal"),
         ("hi", "x.txt", "unknown ending 'txt'"),
         ("hi", "nowhere/x.wav", "cannot be written"),
         ("hi", "folder.wav", "is a directory"),
@@ -235,7 +253,7 @@ def test_say_refuses_what_it_cannot_write(text, output, words, run, folder):
     assert [name for name in os.listdir() if "x." in name] == []
 
 
-@pytest.mark.parametrize(("voice", "words"), [("Dumb", "RuntimeError: no voice"), ("Mute", "made no sound")])
+@pytest.mark.parametrize(("voice", "words"), [("Dumb", "RuntimeError: no voice"), ("Mute", "gave no sound for 2 letters")])
 def test_a_voice_that_fails_is_one_line_and_no_file(voice, words, run, folder):
     config(folder, tts=f"cli_app:{voice}")
     assert words in refused(run("say", "hi", "-o", "x.wav", "--config", "call.toml"))
@@ -324,6 +342,20 @@ def test_silence_is_never_given_to_the_recogniser(run, folder):
     assert run("transcribe", "a.wav", "--config", "call.toml") == (0, "", "a.wav: no speech heard\n")
     code, out, _ = run("transcribe", "a.wav", "--json", "--config", "call.toml")
     assert (code, json.loads(out)["text"], json.loads(out)["segments"]) == (0, "", [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_what_a_recogniser_says_steers_no_terminal_and_fits_any(folder, encoding, more):
+    config(folder, stt="cli_app:Rude")
+    spoken("a.wav", [(500, 1_500)], 2_000)
+    command = [sys.executable, "-m", "beluga_voice", "transcribe", "a.wav", "--config", "call.toml", *more]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not any(sign in done.stdout for sign in (b"\x1b", b"\x07"))
+    assert b"red" in done.stdout
+    if not more:
+        assert done.stdout.count(b"\n") == 1
 
 
 def test_a_recogniser_that_fails_is_one_line(run, folder):

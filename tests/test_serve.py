@@ -259,7 +259,7 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            (["serve_app:number"], "serve_app:number is int; expected a SessionManager, a Chain, or an application"),
+            (["serve_app:number"], "serve_app:number is of type int; expected a SessionManager, a Chain, or an application"),
             (["serve_app:nothing"], "has no attribute 'nothing'"),
             (["serve_ap:manager"], "Did you mean 'serve_app'?"),
             (["serve_app"], 'expected "module:attribute"'),

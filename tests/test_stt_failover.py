@@ -387,6 +387,10 @@ class TestEmptyAnswers:
         assert heard.of(FailedOver) == heard.of(Failed) == []
         assert [len(one.streams) for one in engine.engines] == [1, 1]
 
+    def test_the_answer_does_not_wait_until_the_other_has_closed(self):
+        heard = hear(stt.failover(Cloud("a"), Cloud("b", closes_ms=4_000)), [quiet(1_500)], between_ms=8_000)
+        assert heard.waits_ms == [200]
+
     @pytest.mark.parametrize("kind", [*ERRORS, "mute", "hung", "garbage", "cut"])
     def test_if_the_other_is_sick_the_empty_answer_stands(self, kind):
         heard = hear(stt.failover(Cloud("a"), Cloud("b", Sick(kind))), [quiet(1_500), "one two"], between_ms=6_000)
@@ -679,11 +683,13 @@ class TestTogether:
 class Warm(Cloud):
     """Can be made ready, or not."""
 
-    def __init__(self, name, error=None):
+    def __init__(self, name, error=None, hangs=False):
         super().__init__(name)
-        self.error, self.log = error, []
+        self.error, self.hangs, self.log = error, hangs, []
 
     async def prewarm(self):
+        if self.hangs:
+            await asyncio.Event().wait()
         self.log.append("warm")
         if self.error:
             raise self.error
@@ -703,6 +709,17 @@ class TestMakingReady:
             return [one.log for one in engines]
 
         assert run_simulated(main()) == [["warm", "closed"], ["warm", "closed"]]
+
+    @pytest.mark.parametrize("hung", [0, 1])
+    def test_one_that_hangs_holds_nobody_up_for_long(self, hung):
+        """A call begins all the same: with the other."""
+
+        async def main():
+            began_ms = CLOCK.now_ms()
+            async with stt.failover(*(Warm(name, hangs=at == hung) for at, name in enumerate("ab"))):
+                return CLOCK.now_ms() - began_ms
+
+        assert run_simulated(main()) == 15_000
 
     def test_if_none_can_the_session_does_not_begin(self):
         async def main():

@@ -27,7 +27,7 @@ from beluga_voice.events import SessionEvent, TurnRecord
 SHARED = Path(__file__).parents[2] / "shared"
 RATE_HZ = 16_000
 PARTS = '''
-from beluga_voice import stt
+from beluga_voice import stt, tts
 from beluga_voice.engine import WorkPool
 from beluga_voice.frames import Transcript
 
@@ -51,6 +51,21 @@ class Rude(stt.STT):
         return Transcript("\\x1b[31mred\\x07 [bold]brackets[/bold] <b>&amp;")
 
 
+class Deaf(stt.STT):
+    async def transcribe(self, audio):
+        raise RuntimeError("no ears")
+
+
+class Unsure(stt.STT):
+    async def transcribe(self, audio):
+        return Transcript("")
+
+
+class Dumb(tts.TTS):
+    async def synthesize(self, text):
+        raise RuntimeError("no voice")
+
+
 class Cold(stt.STT):
     async def prewarm(self):
         raise RuntimeError("the weights are gone")
@@ -66,6 +81,10 @@ async def raises(text, history):
     if history:
         raise RuntimeError("no second answer")
     return "All is well."
+
+
+async def always_raises(text, history):
+    raise RuntimeError("no answer")
 
 
 async def gives_a_dict(text, history):
@@ -296,6 +315,54 @@ class TestABadAgent:
         assert "red [bold]brackets[/bold] <b>&amp;" in shown
         assert json.loads((place / "r.json").read_text())["turns"][0]["user_text"].startswith("\x1b[31mred")
         ET.fromstring((place / "t.svg").read_text())
+
+
+class TestWhetherAnybodyWasAnswered:
+    """The exit code tells, for whoever runs calls in a script."""
+
+    @pytest.mark.parametrize(
+        ("parts", "why"),
+        [
+            ({"stt": "talk_parts:Deaf"}, "Deaf: stt 'Deaf' failed: RuntimeError: no ears"),
+            ({"agent": "talk_parts:always_raises"}, "always_raises: agent always_raises raised RuntimeError: no answer"),
+            ({"tts": "talk_parts:Dumb"}, "Dumb: tts 'Dumb' failed: RuntimeError: no voice"),
+        ],
+        ids=["recogniser", "agent", "voice"],
+    )
+    @pytest.mark.parametrize("fallback", ["Sorry.", ""])
+    def test_a_call_in_which_every_turn_failed_is_exit_1(self, place, capsys, parts, why, fallback):
+        """The fallback is no answer. The files are there all the same."""
+        configured(place, **parts)
+        with (place / "c.toml").open("a") as file:
+            file.write(f'[session]\nfallback = "{fallback}"\n')
+        assert talk("in.wav", "--config", "c.toml", "--fast", "--report", "r.json", "-o", "out.wav") == 1
+        out, err = capsys.readouterr()
+        assert err == f"beluga-voice: no turn was answered: {why}\n"
+        assert "ended by 'bye'" in out
+        assert json.loads((place / "r.json").read_text())["end_reason"] == "bye"
+        assert (place / "out.wav").exists()
+
+    @pytest.mark.parametrize(
+        ("caller", "stt"),
+        [("quiet.wav", "talk_parts:Measuring"), ("in.wav", "talk_parts:Unsure")],
+        ids=["nobody speaks", "nothing is understood"],
+    )
+    def test_where_nobody_said_anything_there_was_nothing_to_answer(self, place, capsys, caller, stt):
+        soundfile.write(place / "quiet.wav", speech(-2_000), RATE_HZ)
+        configured(place, stt=stt)
+        assert talk(caller, "--config", "c.toml", "--fast") == 0
+        out, err = capsys.readouterr()
+        assert "No turn" in out
+        assert err == ""
+
+    def test_one_answer_is_enough(self, place, capsys):
+        configured(place, agent="talk_parts:raises")
+        assert talk("in.wav", "--config", "c.toml", "--fast") == 0
+        assert capsys.readouterr().err == ""
+
+    def test_help_tells_the_exit_codes(self, capsys):
+        assert talk("--help") == 0
+        assert "exit code is 1" in " ".join(capsys.readouterr().out.split())
 
 
 def refused(place, capsys, *args):

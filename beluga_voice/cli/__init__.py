@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ COMMANDS = {
 USER_ERROR, INTERRUPTED = 2, 130
 # A full disk, a quota, a broken disk.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+UNHEARD = logging.NullHandler()
 
 
 class LazyGroup(click.Group):
@@ -68,9 +71,13 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is None:
         # A console script lacks the current folder, from which the user's own agent may import at any time.
         sys.path.append("")
+    # Commands tell in their own words what is logged; `serve` sets up logs of its own.
+    logging.getLogger("beluga_voice").addHandler(UNHEARD)
     if sys.stdout is None:
         # Closed by the caller (`>&-`), who wants to see nothing.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # what somebody says has any letters, and the terminal not
     try:
         code = command.main(args=args, prog_name="beluga-voice", standalone_mode=False)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .. import audio
 from ..audio import Audio
+from ..engine import Context
 from ..tts import TTS
 from .say import speak
 
@@ -21,15 +22,16 @@ async def caller(voice: TTS, greeting: str = "") -> Audio:
     """The caller's side of a call: the questions in `voice`, with pauses for the answers, 16 kHz.
 
     Args:
-        voice: who asks.
+        voice: who asks; entered already.
         greeting: what the agent will say first, in the same voice; the caller hears it out.
 
     Raises:
         ProviderError: the voice failed.
     """
-    greeted_ms = (await speak(voice, greeting))[0].duration_ms + LEAD_MS if greeting else 0.0
-    pcm = [audio.silence(greeted_ms + LEAD_MS, RATE_HZ).pcm]
-    for question, wait_ms in QUESTIONS:
-        sound, _ = await speak(voice, question)
-        pcm += [audio.resample(sound, RATE_HZ).pcm, audio.silence(wait_ms, RATE_HZ).pcm]
+    async with Context() as context:
+        greeted_ms = (await speak(voice, greeting, context)).sound.duration_ms + LEAD_MS if greeting else 0.0
+        pcm = [audio.silence(greeted_ms + LEAD_MS, RATE_HZ).pcm]
+        for question, wait_ms in QUESTIONS:
+            sound = (await speak(voice, question, context)).sound
+            pcm += [audio.resample(sound, RATE_HZ).pcm, audio.silence(wait_ms, RATE_HZ).pcm]
     return Audio(b"".join(pcm), RATE_HZ)

@@ -11,6 +11,7 @@ import click
 from .. import client
 from ..clock import Clock
 from ..errors import ConfigError
+from ._files import file
 from ._report import printable
 
 __all__ = ["call"]
@@ -21,8 +22,8 @@ FINE = ("bye", "idle", "max_session", "closed")
 
 @click.command()
 @click.argument("url", metavar="URL")
-@click.argument("input_path", metavar="[INPUT]", required=False)
-@click.option("-o", "--output", metavar="FILE", help="Both sides of the call in stereo: caller left, agent right.")
+@click.argument("input_path", type=file, metavar="[INPUT]", required=False)
+@click.option("-o", "--output", type=file, help="Both sides of the call in stereo: caller left, agent right.")
 @click.option(
     "--token",
     metavar="TICKET",
@@ -35,8 +36,6 @@ def call(url: str, input_path: str | None, output: str | None, token: str | None
 
     A line that is lost is taken up again. The exit code is 1 where the call broke off.
     """
-    if "" in (input_path, output):
-        raise ConfigError("a file's name is empty; write a name or leave the option out")
     if microphone == (input_path is not None):
         raise ConfigError("who speaks? Name the recording of a caller, or give --microphone, not both")
     if microphone and output:

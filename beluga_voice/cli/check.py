@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import sys
 import textwrap
 import tomllib
@@ -17,12 +18,13 @@ import click
 from rich.text import Text
 
 from .. import audio, config
-from .._registry import registry
+from .._contracts import new
 from ..audio import Audio
 from ..builtin.memory_store import MemoryStore
 from ..clock import wall_ms
 from ..engine import Engine
-from ..errors import ConfigError, OptionError
+from ..errors import BelugaVoiceError, ConfigError, OptionError
+from ._files import file
 from ._live import BAD, FAINT, PLAIN_WIDTH, PipeConsole
 from ._report import printable
 
@@ -63,15 +65,15 @@ class Suite:
 
 @click.command()
 @click.argument("kind", type=click.Choice(KINDS), metavar="KIND")
-@click.argument("name", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @click.option(
     "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the provider; more than one may be given."
 )
 @click.option(
-    "--config", "config_path", metavar="FILE", help="Check what the kind's table in this configuration makes, instead of NAME."
+    "--config", "config_path", type=file, help="Check what the kind's table in this configuration makes, instead of NAME."
 )
 @click.option(
-    "--audio", "audio_path", metavar="FILE", help="What stt, s2s and vad are to hear; a recorded sentence if left out."
+    "--audio", "audio_path", type=file, help="What stt, s2s and vad are to hear; a recorded sentence if left out."
 )
 @click.option("--words", help="What is said in the audio.")
 @click.option("--only", metavar="CHECK", help="Run this one check.")
@@ -86,8 +88,8 @@ def check(
 ) -> int:
     """Check that a provider keeps the promises of its KIND.
 
-    KIND is one of stt, tts, vad, turn, agent, s2s, transport and store, NAME the provider's. Exit code 0 when every check
-    that applies to it passes, 1 when one fails.
+    KIND is one of stt, tts, vad, turn, agent, s2s, transport and store. NAME is the provider's, or module:Class for one of your
+    own that is not registered yet. Exit code 0 when every check that applies to it passes, 1 when one fails.
     """
     make = _maker(kind, name, _parsed(options), config_path)
     suite = _suite(kind, make, _heard(kind, audio_path, words))
@@ -129,12 +131,26 @@ def _maker(kind: str, name: str | None, options: dict[str, Any], config_path: st
     if (name is None) == (config_path is None):
         raise ConfigError("give the provider's NAME, or --config FILE, and not both")
     if config_path is None:
-        return lambda: registry.new(kind, str(name), options)
+        return lambda: _made(kind, str(name), options)
     if options:
         raise ConfigError("--option goes with a NAME; with --config the file's own options count")
     if kind not in OF_A_FILE:
         raise ConfigError(f"a configuration file has no [{kind}]; give the provider's NAME")
     return lambda: config.engine(kind, config_path)
+
+
+def _made(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """What the name stands for: a provider, or a class of the user's own.
+
+    Raises:
+        BelugaVoiceError: nothing that can be checked.
+    """
+    try:
+        return new(kind, name, options, [os.getcwd()])
+    except BelugaVoiceError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{kind} {name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def _heard(kind: str, audio_path: str | None, words: str | None) -> dict[str, Any]:
@@ -211,9 +227,18 @@ def _console(suite: Suite) -> PipeConsole:
         console.width = min(console.width, PLAIN_WIDTH)
     if suite.price:
         console.print(Text(suite.price))
-    title = f"{'CHECK':{NAME_WIDTH}}{'RESULT':{RESULT_WIDTH}}{'MS':>{MS_WIDTH}}"
-    console.print(Text(title, "bold"))
+    console.print(_row(console, "CHECK", "RESULT", "MS", "bold"))
     return console
+
+
+def _row(console: PipeConsole, name: str, result: str, took_ms: str, style: str = "") -> Text:
+    """A line of the table; a narrow terminal has no room for the times."""
+    row = Text(f"{name:{NAME_WIDTH}}", style, end="")
+    row.append(f"{result:{RESULT_WIDTH}}", style or STYLES[result])
+    if console.width >= NAME_WIDTH + RESULT_WIDTH + MS_WIDTH:
+        row.append(f"{took_ms:>{MS_WIDTH}}", style)
+    row.rstrip()
+    return row
 
 
 def _result(console: PipeConsole, suite: Suite, name: str) -> Result:
@@ -232,10 +257,7 @@ def _result(console: PipeConsole, suite: Suite, name: str) -> Result:
 
 def _show(console: PipeConsole, result: Result, before: str) -> None:
     """One check; `before` is why the last one of the same result came out so, which is not told twice in full."""
-    line = Text(f"{result.name:{NAME_WIDTH}}", end="")
-    line.append(f"{result.state:{RESULT_WIDTH}}", STYLES[result.state])
-    line.append(f"{result.took_ms:{MS_WIDTH},.0f}")
-    console.print(line)
+    console.print(_row(console, result.name, result.state, f"{result.took_ms:,.0f}"))
     if result.why:
         told = "as above" if result.why == before else printable(result.why)
         why = textwrap.fill(told, console.width - 1, initial_indent=INDENT, subsequent_indent=INDENT)

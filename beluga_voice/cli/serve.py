@@ -11,8 +11,10 @@ from typing import Any
 import click
 
 from .. import config, imports
+from .._contracts import sort_of
 from ..chain import Chain
 from ..errors import ConfigError
+from ._files import file
 
 __all__ = ["serve"]
 
@@ -21,7 +23,7 @@ TARGETS = "a SessionManager, a Chain, or an application made by server.app"
 
 @click.command()
 @click.argument("target", metavar="[MODULE:ATTRIBUTE]", required=False)
-@click.option("--config", "config_path", metavar="FILE", help="Providers, limits and [server], as TOML.")
+@click.option("--config", "config_path", type=file, help="Providers, limits and [server], as TOML.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="The port; 0 is any free one.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="How many processes share the port.")
@@ -36,8 +38,6 @@ def serve(
 
     The first SIGTERM or Ctrl-C lets calls end (drain_timeout_ms), the second stops at once.
     """
-    if config_path == "":
-        raise ConfigError("a file's name is empty; write a name or leave the option out")
     try:
         from ..server import logs, serving
         from ..server import workers as supervision
@@ -110,7 +110,7 @@ def _services(app: Any, target: str = "") -> Any:
     try:
         return services(app)
     except TypeError:
-        raise ConfigError(f"{target} is {type(app).__name__}; expected {TARGETS}") from None
+        raise ConfigError(f"{target} is {sort_of(app)}; expected {TARGETS}") from None
 
 
 def _check_workers(store: Any, workers: int, target: str | None) -> None:

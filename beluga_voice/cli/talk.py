@@ -23,6 +23,7 @@ from ..events import SessionEvent
 from ..session import Session
 from ..tts import TTS
 from ._caller import caller
+from ._files import file
 from ._live import REFRESH_MS, Display, new_display, turns_table
 from ._report import NewFile, bill, engines, printable, report, to_text
 from ._timeline import draw, loudness
@@ -31,7 +32,7 @@ __all__ = ["talk"]
 
 OWN_OUTPUT = "beluga-voice-talk.wav"
 PLAYERS = ("afplay", "paplay", "pw-play", "aplay", "ffplay", "play")
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
 
 
 @attrs.define(eq=False)
@@ -50,11 +51,11 @@ class Call:
 
 
 @click.command()
-@click.argument("input_path", metavar="[INPUT]", required=False)
-@click.option("-o", "--output", metavar="FILE", help="Both sides of the call in stereo: caller left, agent right.")
-@click.option("--config", "config_path", metavar="FILE", help="Which providers, as TOML; without it the embedded ones.")
-@click.option("--report", "report_path", metavar="FILE", help="Write turns, latencies and events as JSON.")
-@click.option("--timeline", "timeline_path", metavar="FILE", help="Draw the call as SVG.")
+@click.argument("input_path", type=file, metavar="[INPUT]", required=False)
+@click.option("-o", "--output", type=file, help="Both sides of the call in stereo: caller left, agent right.")
+@click.option("--config", "config_path", type=file, help="Which providers, as TOML; without it the embedded ones.")
+@click.option("--report", "report_path", type=file, help="Write turns, latencies and events as JSON.")
+@click.option("--timeline", "timeline_path", type=file, help="Draw the call as SVG.")
 @click.option("--fast", is_flag=True, help="As fast as it goes: time is the audio's, and engines cost none of it.")
 def talk(
     input_path: str | None,
@@ -67,9 +68,10 @@ def talk(
     """Hold a whole call over INPUT, the recording of a caller (WAV, FLAC, OGG or MP3).
 
     Without INPUT the agent's own voice asks three questions, and the call goes to beluga-voice-talk.wav or where -o says.
+
+    The exit code is 1 where the call broke off, or something failed and no turn of the caller's was answered; the fallback is
+    no answer. It is 2 where the call could not begin, and 130 after Ctrl-C.
     """
-    if "" in (input_path, output, config_path, report_path, timeline_path):
-        raise ConfigError("a file's name is empty; write a name or leave the option out")
     if input_path is None and output is None:
         output = OWN_OUTPUT
     _keep_apart({"INPUT": input_path, "--config": config_path}, output, report_path, timeline_path)
@@ -96,12 +98,26 @@ def talk(
             _show_end(call, facts, output, report_path, timeline_path)
     if interrupted:
         return INTERRUPTED
-    if call.session is None or call.session.end_reason != "error":
-        return 0
-    why = next((event.data for event in reversed(call.events) if event.name == "error"), {})
-    message = printable(f"the call broke off: {why.get('stage', 'session')}: {why.get('message', 'see the log')}")
-    click.echo(f"beluga-voice: {message}", err=True)
-    return 1
+    failure = _failure(call)
+    if failure:
+        click.echo(printable(f"beluga-voice: {failure}"), err=True)
+    return FAILED if failure else 0
+
+
+def _failure(call: Call) -> str:
+    """What made the call a failure; empty where nothing did."""
+    errors = [event for event in call.events if event.name == "error"]
+    if call.session is not None and call.session.end_reason == "error":
+        return f"the call broke off: {_told(errors[-1]) if errors else 'session: see the log'}"
+    of_turns = [event for event in errors if event.turn >= 0]
+    heard = [event.data["record"].heard_text for event in call.events if event.name == "turn_finished"]
+    if of_turns and all(call.setup.session.fallback.startswith(text) for text in heard):
+        return f"no turn was answered: {_told(of_turns[0])}"
+    return ""
+
+
+def _told(error: SessionEvent) -> str:
+    return f"{error.data['stage']}: {error.data['message']}"
 
 
 def _keep_apart(read: Mapping[str, str | None], *written: str | None) -> None:

@@ -21,12 +21,15 @@ from ..audio import Audio
 from ..chain import Chain
 from ..clock import wall_ms
 from ..engine import Context
-from ..errors import BelugaVoiceError, ProtocolError
 from ..frames import AudioIn, Frame, SpeechEnded, SpeechStarted
-from ..stt import STT
+from ..stt import Failover
+from ..stt.batch import Batch
 from ..vad import VAD
+from ._files import file
+from ._report import printable
+from ._stand_ins import tell_stand_ins
 
-__all__ = ["Piece", "pieces_of", "transcribe"]
+__all__ = ["Piece", "pieces_of", "report_of", "transcribe"]
 
 LONGEST_PIECE_MS = 30_000.0
 MARGIN_MS = 300.0
@@ -46,23 +49,28 @@ class Piece:
 
 
 @click.command()
-@click.argument("file")
+@click.argument("path", metavar="FILE", type=file)
 @click.option(
     "--json", "as_json", is_flag=True, help="Write JSON: text, segments with their times, language, engine time."
 )
-@click.option("--config", "config_path", metavar="FILE", help="Configuration whose [vad] and [stt] tables are used.")
-def transcribe(file: str, as_json: bool, config_path: str | None) -> None:
+@click.option(
+    "--config",
+    "config_path",
+    type=file,
+    help="Configuration whose [vad] and [stt] tables are used; of several [[stt]] the first that is well.",
+)
+def transcribe(path: str, as_json: bool, config_path: str | None) -> None:
     """Write down what is said in a sound FILE (WAV, FLAC, OGG or MP3)."""
     detector: VAD = config.engine("vad", config_path)
-    recogniser: STT = config.engine("stt", config_path)
-    sound = audio.read(file)
-    report = asyncio.run(_report(detector, recogniser, sound))
+    recognisers: Failover = config.failover("stt", config_path)
+    sound = audio.read(path)
+    report = asyncio.run(report_of(detector, recognisers, sound))
     if as_json:
-        click.echo(json.dumps({"file": file, **report}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"file": path, **report}, indent=2, ensure_ascii=False))
     elif report["segments"]:
-        click.echo(report["text"])
+        click.echo(printable(report["text"]))
     else:
-        click.echo(f"{file}: no speech heard", err=True)
+        click.echo(f"{path}: no speech heard", err=True)
 
 
 def pieces_of(speech: Sequence[Span], duration_ms: float, longest_ms: float = LONGEST_PIECE_MS) -> list[Piece]:
@@ -95,37 +103,39 @@ def pieces_of(speech: Sequence[Span], duration_ms: float, longest_ms: float = LO
     return pieces
 
 
-async def _report(detector: VAD, recogniser: STT, sound: Audio) -> dict[str, Any]:
+async def report_of(detector: VAD, recognisers: Failover, sound: Audio) -> dict[str, Any]:
+    """What is said in the sound, as plain data, telling who stood in.
+
+    Raises:
+        ProviderError: nobody could transcribe it.
+    """
     pieces = pieces_of(await _speech(detector, sound), sound.duration_ms)
     segments: list[dict[str, Any]] = []
-    engine_ms = 0.0
-    language = getattr(recogniser.options, "language", None)
-    async with recogniser, Context() as context:
-        handle = await context.handle(recogniser)
-        if pieces:
-            await recogniser.prewarm()
-        for piece in pieces:
-            part = _cut(sound, piece.from_ms, piece.to_ms, recogniser.capabilities.sample_rate_hz)
+    hearers: dict[str, None] = {}
+    language = getattr(recognisers.options, "language", None)
+    began_ms = ended_ms = 0.0
+    if pieces:
+        async with recognisers, Context() as context:
+            batch = Batch(recognisers, context)
             began_ms = wall_ms()
             try:
-                transcript = await handle.transcribe(part)
-            except BelugaVoiceError:
-                raise
-            except Exception as error:
-                message = f"stt {recogniser.name!r} failed: {type(error).__name__}: {error}"
-                raise ProtocolError(message, provider=recogniser.name, kind="stt") from error
-            engine_ms += wall_ms() - began_ms
-            language = transcript.language or language
-            if transcript.text:
-                span = {"start_ms": round(piece.start_ms, 1), "end_ms": round(piece.end_ms, 1)}
-                segments.append({**span, "text": transcript.text})
+                for piece in pieces:
+                    transcript = await batch.transcribe(_cut(sound, piece.from_ms, piece.to_ms))
+                    hearers[batch.engine.name] = None
+                    language = transcript.language or language
+                    if transcript.text:
+                        span = {"start_ms": round(piece.start_ms, 1), "end_ms": round(piece.end_ms, 1)}
+                        segments.append({**span, "text": transcript.text})
+            finally:
+                tell_stand_ins(context)
+            ended_ms = wall_ms()
     return {
         "duration_ms": round(sound.duration_ms, 1),
         "text": " ".join(segment["text"] for segment in segments),
         "language": language,
         "segments": segments,
-        "provider": recogniser.name,
-        "engine_wall_ms": round(engine_ms, 1),
+        "provider": " and ".join(hearers) or recognisers.name,
+        "engine_wall_ms": round(ended_ms - began_ms, 1),
     }
 
 
@@ -152,7 +162,6 @@ async def _frames(sound: Audio) -> AsyncIterator[Frame]:
         yield AudioIn(sound.pcm[at : at + size], sound.sample_rate_hz, at * 500.0 / sound.sample_rate_hz)
 
 
-def _cut(sound: Audio, from_ms: float, to_ms: float, sample_rate_hz: int | None) -> Audio:
+def _cut(sound: Audio, from_ms: float, to_ms: float) -> Audio:
     first, last = (round(at_ms * sound.sample_rate_hz / 1000) * audio.BYTES_PER_SAMPLE for at_ms in (from_ms, to_ms))
-    part = Audio(sound.pcm[first:last], sound.sample_rate_hz)
-    return audio.resample(part, sample_rate_hz) if sample_rate_hz else part
+    return Audio(sound.pcm[first:last], sound.sample_rate_hz)

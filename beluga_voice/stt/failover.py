@@ -22,6 +22,7 @@ from ..errors import ChainError
 from ..frames import Failed, Frame, Transcript
 from ..ranked import Ranked
 from ..resilience import ResilienceOptions
+from .batch import Batch
 from .contract import STT, STTCapabilities, STTStream
 from .recognition import Recognition
 
@@ -49,6 +50,15 @@ class Failover(Ranked, STT):
         self.capabilities = _common([engine.capabilities for engine in self.engines], [one.name for one in self.engines])
         limits = [_limit(engine) for engine in self.engines]  # a stream holds its place for a whole session
         self.max_streams = None if None in limits else sum(limit for limit in limits if limit is not None)
+
+    async def transcribe(self, audio: Audio) -> Transcript:
+        """The words of one piece of audio, however long, outside of any session.
+
+        Raises:
+            ProviderError: what the last one raised, once all have failed.
+        """
+        async with Context() as context:
+            return await Batch(self, context).transcribe(audio)
 
     def stream(self) -> STTStream:
         """A stream of its own, outside of any session."""

@@ -27,7 +27,7 @@ from .log import Log, Utterance, Wish
 from .placing import moved
 from .upstream import Upstream
 
-__all__ = ["Recognition"]
+__all__ = ["EMPTY_MS", "PATIENCE", "Recognition", "heard_nothing"]
 
 WAITING_AUDIO_MS = 30_000.0
 DRAIN_MS = 30_000.0
@@ -349,13 +349,7 @@ class Recognition:
             return False
         if not found.text:
             return False
-        name, other = upstream.engine.name, self._engines[index].name
-        self._error = ProtocolError(
-            f"stt {name!r} heard nothing in {utterance.audio_ms:.0f} ms of audio, and {other!r} did; expected its words. "
-            "Check its model and language",
-            provider=name,
-            kind="stt",
-        )
+        self._error = heard_nothing(upstream.engine.name, self._engines[index].name, utterance.audio_ms)
         self._fail(upstream, self._error)
         self._duty.go_to(index, self._error)
         self._answer(found)
@@ -369,14 +363,16 @@ class Recognition:
         self._context.counters["stt_empty_checked"] += 1
         limit_ms = self._options.connect_timeout_ms + self._options.final_timeout_ms + utterance.audio_ms / 10.0
         other = Upstream(self._engines[index], call, self._context, self._tell)
+        found: Transcript | None = None
         try:
-            with call:
+            with suppress(Exception), call:
                 async with asyncio.timeout(limit_ms / 1000.0):
-                    return await other.understand(utterance.audio, self._options.connect_timeout_ms)
-        except Exception:
-            return None
-        finally:
+                    found = await other.understand(utterance.audio, self._options.connect_timeout_ms)
+        except BaseException:
             await other.aclose()
+            raise
+        self._context.spawn(other.aclose(), f"close {other.engine.name}")  # the answer does not wait for it
+        return found
 
     def _show(self, frame: Transcript) -> None:
         """Tell words that may still change, after those that are held."""
@@ -387,3 +383,13 @@ class Recognition:
         held, self._held = self._held, []
         for transcript in held:
             self._tell(transcript)
+
+
+def heard_nothing(name: str, other: str, audio_ms: float) -> ProtocolError:
+    """What is wrong with a recogniser that heard nothing where another heard words."""
+    return ProtocolError(
+        f"stt {name!r} heard nothing in {audio_ms:.0f} ms of audio, and {other!r} did; expected its words. "
+        "Check its model and language",
+        provider=name,
+        kind="stt",
+    )
