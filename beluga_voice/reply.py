@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from ._streams import Channel
+from .apart import Apart
 from .barge_in import BargeIn
 from .chain import Chain
 from .engine import Context
@@ -66,6 +69,7 @@ class Reply:
         self.seen = (-1.0, 0.0)
         self.tasks: list[asyncio.Task[None]] = []
         self._stages, self._first, self._on_frame = stages, first, on_frame
+        self._apart = Apart()
         self._relayed: Channel[AudioOut] = Channel(MOST_RELAYED_BYTES, lambda frame: float(len(frame.pcm)))
 
     @property
@@ -79,11 +83,11 @@ class Reply:
             await self._play_relayed()
             return
 
-        async def beginning() -> AsyncIterator[Frame]:
+        async def beginning() -> AsyncGenerator[Frame, None]:
             yield self._first
 
         try:
-            async with self._stages.process(beginning(), context) as frames:
+            async with aclosing(beginning()) as first, self._stages.process(first, context) as frames:
                 async for frame in frames:
                     if self.cancelled:
                         context.counters["stale_frames_dropped"] += 1
@@ -117,9 +121,10 @@ class Reply:
                 return False
             self._relayed.put_over(frame)
         else:
-            if isinstance(frame, TextDelta):
-                self.playout.spread(frame.text)
-            self.note(frame)
+            told = self._apart.frame(frame)
+            if isinstance(told, TextDelta):
+                self.playout.spread(told.text)
+            self.note(told)
         return True
 
     async def _play_relayed(self) -> None:
@@ -137,6 +142,7 @@ class Reply:
             if any(frame is told for told in self.tools):
                 return  # the session told it already, and here it comes by the stages
             self.tools.append(frame)
+            self._apart.frame(frame)
         elif isinstance(frame, Failed):
             self.failed = self.failed or (self._stages is not None and frame.stage == self._stages.stages[0].name)
         elif isinstance(frame, EndCall):
@@ -150,8 +156,8 @@ class Reply:
     @property
     def waits_for_tools(self) -> bool:
         """True while a tool it called has not returned."""
-        called = {call.call_id for call in self.tools if isinstance(call, ToolCalled)}
-        return bool(called - {call.call_id for call in self.tools if isinstance(call, ToolReturned)})
+        called = Counter(call.call_id for call in self.tools if isinstance(call, ToolCalled))
+        return bool(called - Counter(call.call_id for call in self.tools if isinstance(call, ToolReturned)))
 
     @property
     def undoable(self) -> bool:

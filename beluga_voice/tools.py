@@ -31,9 +31,10 @@ from ._parameters import Parameter
 from .frames import ToolCalled, ToolReturned
 from .tool_runs import MOST_TEXT, TIMEOUT_MS, OnInterrupt, ToolRun, ToolRuns
 
-__all__ = ["NO_RESULT", "Tool", "ToolCall", "Toolbox", "as_text", "paired", "tool"]
+__all__ = ["NO_RESULT", "Tool", "ToolCall", "Toolbox", "as_text", "paired", "plain_name", "tool"]
 
 NO_RESULT = "no result yet"
+LONGEST_NAME = 64
 
 
 # --- what a tool is --------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def tool(
             tool, timeout_ms=timeout_ms, on_interrupt=on_interrupt, name=name, description=description
         )
     called = name or getattr(function, "__name__", "")
-    if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", called):
+    if not called or called != plain_name(called):
         raise ValueError(f"tool {called or function!r}: expected a name of 1 to 64 letters, digits, _ or -; give name=")
     if not inspect.iscoroutinefunction(function):
         raise TypeError(
@@ -277,6 +278,15 @@ def as_text(returned: ToolReturned) -> str:
     return returned.result if isinstance(returned.result, str) else json.dumps(returned.result, ensure_ascii=False, default=str)
 
 
+def plain_name(name: str) -> str:
+    """The name of a tool that was called, in signs that every model takes: one that a model made up may have others.
+
+    >>> plain_name("functions.weather")
+    'functions_weather'
+    """
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:LONGEST_NAME] or "_"
+
+
 def paired(tool_calls: Iterable[Any]) -> list[tuple[ToolCalled, ToolReturned]]:
     """The calls of a message (`message.tool_calls`), each with what it gave; a call that goes on has "no result yet".
 
@@ -291,5 +301,6 @@ def paired(tool_calls: Iterable[Any]) -> list[tuple[ToolCalled, ToolReturned]]:
             answer = next((one for one in returned if one.call_id == called.call_id), None)
             if answer is not None:
                 returned.remove(answer)
+            called = attrs.evolve(called, name=plain_name(called.name))
             pairs.append((called, answer or ToolReturned(called.call_id, error=NO_RESULT)))
     return pairs

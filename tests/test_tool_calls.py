@@ -94,6 +94,13 @@ class TestResults:
         hold(chain(talker), QUESTION + quiet(3_000) + speech(800) + quiet(3_000))
         assert tool_frames(talker.histories[1][-1]) == ["ToolCalled", "ToolReturned"]
 
+    def test_words_before_and_after_a_call_stay_apart(self):
+        """A model begins anew after its tools have returned: "Let me look." and "It is sunny." are two sentences."""
+        look, _ = slow(100)
+        call = hold(chain(using(look, before="Let me look.")), QUESTION + quiet(6_000))
+        assert call.history[1].text == "Let me look. It is sunny."
+        assert call.turns[0].agent_text == "Let me look. It is sunny."
+
     def test_tools_of_one_round_run_side_by_side(self):
         """Three tools of 400 ms take 400 ms."""
         tools = [slow(400, name=name)[0] for name in ("look", "search", "fetch")]
@@ -308,6 +315,20 @@ class TestFiller:
         call = hold(chain(agent), QUESTION + quiet(16_000))
         assert len(times_of(call, "filler")) == 2
         assert call.history[1].text == "Done."
+
+    def test_a_round_whose_calls_have_the_ids_of_the_last_has_one_too(self):
+        """Some models number their calls anew in each round."""
+        look, _ = slow(2_000)
+        box = Toolbox([look])
+
+        async def agent(text, history, session):
+            for _ in range(2):
+                async for frame in box.use(session, [ToolCall("call_0", "look")]):
+                    yield frame
+            yield "It is sunny."
+
+        call = hold(chain(agent), QUESTION + quiet(12_000))
+        assert len(times_of(call, "filler")) == 2
 
     def test_a_round_that_grows_has_one_too(self):
         """An agent that calls a second tool while the first runs, and speaks meanwhile, does not repeat it."""

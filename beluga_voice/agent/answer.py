@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +84,10 @@ async def _asked(
     """One agent's answer; its first words, or its first call of a tool, must come in time."""
     limit_ms = agents.resilience.first_words_timeout_ms if agents.watched else None
     begun = False
-    handle: Agent = await context.handle(engine)
+    handle: Agent = await _in_time(context.handle(engine), engine, limit_ms)
     async with aclosing(parts(handle.reply, given)) as said:
         while True:
-            try:
-                async with asyncio.timeout(limit_ms / 1000.0 if limit_ms is not None and not begun else None) as wait:
-                    part = await anext(said, END)
-            except TimeoutError:
-                if wait.expired():
-                    raise _late(engine, limit_ms) from None
-                raise
+            part = await _in_time(anext(said, END), engine, None if begun else limit_ms)
             if part is END:
                 break
             if _counts(part) and not begun:
@@ -106,6 +100,16 @@ async def _asked(
             provider=engine.name,
             kind="agent",
         )
+
+
+async def _in_time(waiting: Awaitable[Any], engine: Agent, limit_ms: float | None) -> Any:
+    try:
+        async with asyncio.timeout(None if limit_ms is None else limit_ms / 1000.0) as wait:
+            return await waiting
+    except TimeoutError:
+        if wait.expired():
+            raise _late(engine, limit_ms) from None
+        raise
 
 
 def _counts(part: Any) -> bool:

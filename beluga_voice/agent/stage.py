@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
+from ..apart import Apart
 from ..chain import Stage, use_for_functions
 from ..engine import Context
 from ..errors import AgentError, ProviderError
@@ -57,13 +58,14 @@ def as_frame_processor(agent: Agent | AgentFunction, **options: Any) -> Stage:
                     saying = parts(function, given[:count])
                 else:
                     saying = answer(await context.handle(guarded), given, context)
+                apart = Apart()
                 async with aclosing(saying) as said:
                     async for part in said:
                         if isinstance(part, Usage):  # an account, no part of the reply
                             context.emit(part)
                             continue
                         for made in _frames(part, name):
-                            yield made
+                            yield apart.frame(made)
             except Exception as error:
                 if not isinstance(error, (AgentError, ProviderError)):
                     wrapped = AgentError(f"agent {name} raised {type(error).__name__}: {error}")

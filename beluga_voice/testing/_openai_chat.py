@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from ._openai_models import Refusal, Says, check_calls, sse, words
+from ._openai_models import Refusal, Says, check_call, check_calls, sse, words
 from .loopback import Answer, Request
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ FIELDS = {
     *("model", "messages", "stream", "stream_options", "tools", "tool_choice", "parallel_tool_calls", "temperature", "top_p"),
     *("max_completion_tokens", "reasoning_effort", "verbosity", "seed", "stop", "store", "metadata", "user", "service_tier"),
 }
+
+LONGEST_ID = 200  # OpenAI's own is 40; this is also what other services are that speak as it does
 
 
 def answer(server: OpenAIServer, request: Request, body: dict[str, Any]) -> Answer:
@@ -58,6 +60,7 @@ def check_messages(messages: Any) -> None:
         if (role != "assistant" and calls) or calls == []:
             raise Refusal(400, "messages: tool_calls is an assistant's, and not empty")
         for call in calls or ():
+            check_call(call["id"], call["function"]["name"], LONGEST_ID, asked[len(answered) :])
             asked.append(call["id"])
             if not isinstance(call["function"]["arguments"], str):
                 raise Refusal(400, "messages: arguments: expected a string")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,18 @@ import attrs
 
 from .loopback import Answer
 
-__all__ = ["Refusal", "Says", "Script", "audio_usage", "check_calls", "check_language", "say_back", "sse", "words"]
+__all__ = [
+    "Refusal",
+    "Says",
+    "Script",
+    "audio_usage",
+    "check_call",
+    "check_calls",
+    "check_language",
+    "say_back",
+    "sse",
+    "words",
+]
 
 
 @attrs.frozen
@@ -68,6 +80,16 @@ def words(text: str) -> list[str]:
 def sse(event: dict[str, Any], name: str = "") -> bytes:
     """One server-sent event."""
     return (f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def check_call(call_id: Any, name: Any, longest_id: int, waiting: Sequence[str] = ()) -> None:
+    """Refuse a call in a conversation whose id or name is none, or whose id one of those `waiting` for a result has."""
+    if not isinstance(call_id, str) or not 0 < len(call_id) <= longest_id:
+        raise Refusal(400, f"Invalid call_id {call_id!r}: expected a string with maximum length {longest_id}")
+    if call_id in waiting:
+        raise Refusal(400, f"Duplicate call_id {call_id}: expected each once")
+    if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
+        raise Refusal(400, f"Invalid function name {name!r}. Expected a string that matches the pattern '^[a-zA-Z0-9_-]+$'.")
 
 
 def check_calls(asked: Sequence[str], answered: Sequence[str]) -> None:

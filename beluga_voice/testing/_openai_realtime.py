@@ -14,6 +14,7 @@ import attrs
 from .._streams import Tasks
 from ..clock import Clock
 from ..frames import ToolCalled
+from ._openai_models import Refusal, check_call
 from ._tone_ears import ToneEars
 from .loopback import Socket
 from .tone_speech import say
@@ -28,6 +29,7 @@ PIECE_BYTES = 4_800  # 100 ms
 ODD_BYTES = 333
 SHORTEST_COMMIT_MS = 100.0
 CANCEL_MS = 30.0
+LONGEST_ID = 32
 VOICES = {"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"}
 SESSION_FIELDS = {
     *("type", "model", "instructions", "output_modalities", "audio", "tools", "tool_choice", "max_output_tokens"),
@@ -191,6 +193,9 @@ class Conversation:
 
     async def _transcribe(self, item_id: str, text: str) -> None:
         await self._clock.sleep_ms(self._server.transcript_ms)
+        if self._server.forgets:
+            self._server.forgets -= 1
+            return
         about = {"item_id": item_id, "content_index": 0}
         prefix = "conversation.item.input_audio_transcription"
         for word in text.split():
@@ -214,6 +219,11 @@ class Conversation:
                 raise _Refused(f"No tool call found for function call output with call_id {item['call_id']!r}.")
         elif kind != "function_call" or not all(isinstance(item.get(name), str) for name in ("name", "call_id", "arguments")):
             raise _Refused(f"Invalid item of type {kind!r}")
+        else:
+            try:
+                check_call(item["call_id"], item["name"], LONGEST_ID)
+            except Refusal as refusal:
+                raise _Refused(str(refusal)) from None
         await self._add(item)
 
     async def _add(self, item: dict[str, Any]) -> None:
@@ -286,7 +296,10 @@ class Conversation:
             return [wanted["instructions"].rpartition("\n\n")[2]]
         last = self.items[-1] if self.items else {}
         texts = [one.get("text") or "" for one in last.get("content", ())]
-        return self._server.script(last.get("output") or last.get("text") or " ".join(texts))
+        steps = self._server.script(last.get("output") or last.get("text") or " ".join(texts))
+        if wanted.get("tool_choice") == "none":
+            return [step for step in steps if isinstance(step, str)] or ["no"]
+        return steps
 
     async def _call(self, response_id: str, call: ToolCalled) -> None:
         arguments = json.dumps(call.arguments)
@@ -304,8 +317,8 @@ class Conversation:
         await self._add(item)
         await self.tell("response.content_part.added", **about, part={"type": "audio", "transcript": ""})
         odd = self._socket.sick is not None and self._socket.sick.kind == "odd"
-        for word in text.split():
-            await self.tell("response.output_audio_transcript.delta", **about, delta=word + " ")
+        for at, word in enumerate(text.split()):
+            await self.tell("response.output_audio_transcript.delta", **about, delta=f" {word}" if at else word)
             pcm = say(word, RATE_HZ)
             size = ODD_BYTES if odd else PIECE_BYTES
             for piece in (pcm[at : at + size] for at in range(0, len(pcm), size)):

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from ._openai_models import Refusal, Says, check_calls, sse, words
+from ._openai_models import Refusal, Says, check_call, check_calls, sse, words
 from .loopback import Answer, Request
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ FIELDS = {
     *("model", "input", "instructions", "stream", "store", "tools", "tool_choice", "parallel_tool_calls", "temperature"),
     *("max_output_tokens", "reasoning", "text", "metadata", "include", "top_p", "truncation", "service_tier"),
 }
+
+LONGEST_ID = 64
 
 
 def answer(server: OpenAIServer, request: Request, body: dict[str, Any]) -> Answer:
@@ -49,6 +51,7 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     for item in body["input"]:
         kind = item.get("type", "message")
         if kind == "function_call":
+            check_call(item["call_id"], item["name"], LONGEST_ID, asked[len(answered) :])
             asked.append(item["call_id"])
             call = {"id": item["call_id"], "type": "function"}
             function = {"name": item["name"], "arguments": item["arguments"]}

@@ -35,6 +35,7 @@ class OpenAIRealtimeServer(LoopbackServer):
 
     Attributes:
         conversations: one for each socket, in order: `items`, `truncations`, `session`, `heard`, `errors`.
+        forgets: how many of the next transcripts never come.
         fails: what the next responses fail with: {"type": ..., "code": ..., "message": ...}.
     """
 
@@ -52,6 +53,7 @@ class OpenAIRealtimeServer(LoopbackServer):
         super().__init__(api_key=api_key)
         self.script, self.delay_ms, self.transcript_ms, self.speed = answer, delay_ms, transcript_ms, speed
         self.conversations: list[Conversation] = []
+        self.forgets = 0
         self.fails: list[dict[str, Any]] = []
 
     @property

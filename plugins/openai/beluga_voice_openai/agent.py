@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import attrs
 
 from beluga_voice.agent import Agent, AgentCapabilities
-from beluga_voice.errors import OptionError
 from beluga_voice.frames import Frame, ToolReturned, Usage
 from beluga_voice.history import Message
 from beluga_voice.options import option
-from beluga_voice.remote import Remote, base_url_option, key_option, max_concurrent_option
-from beluga_voice.tools import Toolbox, ToolCall
+from beluga_voice.remote import base_url_option, key_option, max_concurrent_option
+from beluga_voice.tools import ToolCall
 
+from .calls import own_call
 from .chat import ChatTalk
 from .rehearsal import CHAT, RESPONSE, rehearse
 from .responses import ResponsesTalk
+from .tooled import Tooled
 from .vendor import OPENAI, is_openai
-
-if TYPE_CHECKING:
-    from typing import Self
 
 __all__ = ["OpenAIAgent", "OpenAIAgentOptions"]
 
@@ -58,7 +56,7 @@ class OpenAIAgentOptions:
     max_concurrent: int = max_concurrent_option()
 
 
-class OpenAIAgent(Remote, Agent):
+class OpenAIAgent(Tooled, Agent):
     """A model at OpenAI, or at a server that speaks as it does, as an agent with tools.
 
     It is told the conversation as it was heard. Its words are passed on as they come; closing the reply ends the request.
@@ -75,25 +73,6 @@ class OpenAIAgent(Remote, Agent):
     vendor = OPENAI
     Options: ClassVar[type[Any]] = OpenAIAgentOptions
     capabilities = AgentCapabilities(tools=True)
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._toolbox = self._make_toolbox()
-
-    def with_options(self, **changes: Any) -> Self:
-        """The same engine with other options. Raises what the class does."""
-        other = super().with_options(**changes)
-        if "tools" in changes:
-            other._toolbox = other._make_toolbox()
-        return other
-
-    def _make_toolbox(self) -> Toolbox:
-        try:
-            return Toolbox(self.options.tools)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, OptionError):
-                raise
-            raise OptionError(f"agent {self.name!r}: option 'tools': {error}") from None
 
     @property
     def api(self) -> str:
@@ -117,18 +96,19 @@ class OpenAIAgent(Remote, Agent):
             ProviderError: the service failed, perhaps after some words; its subclasses say how.
         """
         talk = self._talk(text, history)
+        taken = {call.call_id for message in history for call in message.tool_calls}
         for rounds_left in range(self.options.max_tool_rounds, -1, -1):
             calls: list[ToolCall] = []
             async with aclosing(self._round(talk, rounds_left)) as parts:
                 async for part in parts:
                     if isinstance(part, ToolCall):
-                        calls.append(part)
+                        calls.append(own_call(part, taken))
                     else:
                         yield part
             if not calls or not rounds_left:
                 return
             results: list[ToolReturned] = []
-            async with aclosing(cast(Any, self._toolbox.use(session, calls))) as frames:
+            async with aclosing(cast(Any, self.toolbox.use(session, calls))) as frames:
                 async for frame in frames:
                     yield frame
                     if isinstance(frame, ToolReturned):
@@ -137,7 +117,7 @@ class OpenAIAgent(Remote, Agent):
 
     def _talk(self, text: str, history: tuple[Message, ...]) -> ChatTalk | ResponsesTalk:
         kept = history[-self.options.max_messages :] if self.options.max_messages else ()
-        return (ResponsesTalk if self.api == "responses" else ChatTalk)(self.options, self._toolbox.specs, kept, text)
+        return (ResponsesTalk if self.api == "responses" else ChatTalk)(self.options, self.toolbox.specs, kept, text)
 
     async def _round(self, talk: ChatTalk | ResponsesTalk, rounds_left: int) -> AsyncGenerator[str | ToolCall | Usage, None]:
         """One request: its words, its tool calls, its tokens."""

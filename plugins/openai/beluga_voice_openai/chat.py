@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
+
+import attrs
 
 from beluga_voice.errors import InvalidRequestError, ProtocolError
 from beluga_voice.frames import ToolReturned
 from beluga_voice.history import Message
 from beluga_voice.tools import ToolCall, as_text, paired
+
+from .calls import arguments_text
 
 __all__ = ["ChatTalk"]
 
@@ -37,11 +40,13 @@ class ChatTalk:
         if text:
             self._messages.append({"role": "user", "content": text})
         self._said, self._called, self._ended = "", False, ""
+        self._may_call = True
 
     async def ask(self, client: Any, *, may_call: bool) -> AsyncGenerator[str | ToolCall, None]:
         """One request: the words of its answer as they come, then the tool calls."""
+        self._may_call = may_call
         self.used, self._said, self._called, self._ended = {}, "", False, ""
-        calls: dict[int, list[str]] = {}
+        calls: list[_Call] = []
         async with await client.chat.completions.create(**self._request(may_call)) as stream:
             async for chunk in stream:
                 if chunk.usage is not None:
@@ -57,17 +62,15 @@ class ChatTalk:
                     self._said += words
                     yield words
                 for piece in choice.delta.tool_calls or ():
-                    call = calls.setdefault(piece.index, ["", "", ""])
-                    call[0] = piece.id or call[0]
-                    if piece.function is not None:
-                        call[1] += piece.function.name or ""
-                        call[2] += piece.function.arguments or ""
+                    _add(calls, piece)
         self._called = bool(calls)
-        for index, (call_id, name, arguments) in sorted(calls.items()):
-            yield ToolCall(call_id or f"call_{index}", name, arguments)
+        for call in calls:
+            yield ToolCall(call.call_id, call.name, call.arguments)
 
     def check(self) -> None:
         """Raise if the last answer did not end as one should."""
+        if self._called and not self._may_call and not self._said:
+            raise ProtocolError("the model calls tools where it may not; expected words. Raise max_tool_rounds, change model")
         if not self._ended:
             raise ProtocolError("the answer stopped without its end; expected a finish_reason. Check base_url, and api")
         if self._ended == "length" and not self._said and not self._called:
@@ -105,15 +108,27 @@ class ChatTalk:
         return request
 
 
-def arguments_text(call: ToolCall) -> str:
-    """The arguments of a call as JSON: what a model wrote wrongly is shown to it as text in an object."""
-    if not isinstance(call.arguments, str):
-        return json.dumps(dict(call.arguments), ensure_ascii=False)
-    try:
-        json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError):
-        return json.dumps({"malformed": call.arguments}, ensure_ascii=False)
-    return call.arguments or "{}"
+@attrs.define
+class _Call:
+    """A call as it comes, piece by piece."""
+
+    index: int | None
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+def _add(calls: list[_Call], piece: Any) -> None:
+    """Add a piece to the call it belongs to. Some servers have all calls at one index: a name with another id begins one."""
+    call_id, told = piece.id or "", piece.function
+    name, arguments = (told.name or "", told.arguments or "") if told is not None else ("", "")
+    call = next((one for one in reversed(calls) if one.index == piece.index), None)
+    if call is None or (name and call_id and call.call_id and call_id != call.call_id):
+        call = _Call(piece.index)
+        calls.append(call)
+    call.call_id = call_id or call.call_id
+    call.name += name
+    call.arguments += arguments
 
 
 def _tokens(usage: Any) -> dict[str, float]:

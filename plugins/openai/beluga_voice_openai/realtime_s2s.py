@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import attrs
 
 from beluga_voice.audio import Audio
-from beluga_voice.errors import OptionError
 from beluga_voice.options import option
-from beluga_voice.remote import Remote, base_url_option, key_option, max_concurrent_option
+from beluga_voice.remote import base_url_option, key_option, max_concurrent_option
 from beluga_voice.s2s import S2S, S2SCapabilities
-from beluga_voice.tools import Toolbox
 
 from .agent import INSTRUCTIONS
-from .realtime_session import SAMPLE_RATE_HZ, RealtimeSession, items
+from .realtime_items import items
+from .realtime_session import SAMPLE_RATE_HZ, RealtimeSession
 from .rehearsal import rehearse_socket
-from .vendor import CONNECT_TIMEOUT_S, OPENAI, SOCKET_OPTIONS, EventError
-
-if TYPE_CHECKING:
-    from typing import Self
+from .tooled import Tooled
+from .vendor import CONNECT_TIMEOUT_S, OPENAI, EventError, socket_options
 
 __all__ = ["OpenAIRealtime", "OpenAIRealtimeOptions"]
 
@@ -43,6 +40,7 @@ class OpenAIRealtimeOptions:
     language: str = option("", "BCP-47 tag of the caller's language, for the transcript; empty: it is found out")
     instructions: str = option(INSTRUCTIONS, "who it is and how it answers")
     tools: tuple[Any, ...] = option((), 'async functions it may call, or where to import them: "myapp:weather"')
+    max_tool_rounds: int = option(5, "how often it may call tools before it has to answer", at_least=1, at_most=100)
     turn_detection: str = option(
         "semantic_vad",
         "what ends a turn: semantic_vad (the sense of it too), server_vad (quiet), none (a button: push to talk)",
@@ -67,7 +65,7 @@ class OpenAIRealtimeOptions:
     max_concurrent: int = max_concurrent_option()
 
 
-class OpenAIRealtime(Remote, S2S):
+class OpenAIRealtime(Tooled, S2S):
     """A realtime model at OpenAI.
 
     Args:
@@ -82,25 +80,6 @@ class OpenAIRealtime(Remote, S2S):
     vendor = OPENAI
     Options: ClassVar[type[Any]] = OpenAIRealtimeOptions
     capabilities = S2SCapabilities(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ, tools=True, says=True, closes=True)
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.toolbox = self._make_toolbox()
-
-    def with_options(self, **changes: Any) -> Self:
-        """The same engine with other options. Raises what the class does."""
-        other = super().with_options(**changes)
-        if "tools" in changes:
-            other.toolbox = other._make_toolbox()
-        return other
-
-    def _make_toolbox(self) -> Toolbox:
-        try:
-            return Toolbox(self.options.tools)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, OptionError):
-                raise
-            raise OptionError(f"s2s {self.name!r}: option 'tools': {error}") from None
 
     async def prewarm(self) -> None:
         """Make the client, and load what the first conversation would load."""
@@ -124,8 +103,9 @@ class OpenAIRealtime(Remote, S2S):
         client = await self.client()
         connection = None
         try:
-            connecting = client.realtime.connect(model=self.options.model, websocket_connection_options=SOCKET_OPTIONS)
-            connection = await connecting.enter()
+            connection = await client.realtime.connect(
+                model=self.options.model, websocket_connection_options=socket_options(self.access)
+            ).enter()
             return await self._begin(connection, history)
         except BaseException as error:
             if connection is not None:

@@ -7,7 +7,7 @@ import binascii
 import json
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -29,65 +29,20 @@ from beluga_voice.frames import (
     Usage,
 )
 from beluga_voice.s2s import S2SSession
-from beluga_voice.tools import NO_RESULT, as_text, paired
 
+from .realtime_items import Told, result_item
 from .vendor import EventError
 
 if TYPE_CHECKING:
     from .realtime_s2s import OpenAIRealtime
 
-__all__ = ["SAMPLE_RATE_HZ", "RealtimeSession", "Told", "items"]
+__all__ = ["SAMPLE_RATE_HZ", "RealtimeSession"]
 
 SAMPLE_RATE_HZ = 24_000  # the only one it takes
+MOST_UNTOLD = 3  # turns that wait for their words: those of one that is older will not come
 PIECE_BYTES = 96_000  # two seconds in one message
-MOST_TEXT = 20_000  # characters of one message that a new connection is told
 HARMLESS = {"response_cancel_not_active", "input_audio_buffer_commit_empty"}
 SAY = "Say the following to the caller, word for word, and nothing else:\n\n"
-
-
-# --- a conversation as items -------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Told:
-    """A history as it is told: the `items`; calls that have been `answered`, and those still `waiting` for a result."""
-
-    items: list[dict[str, Any]]
-    answered: frozenset[str]
-    waiting: frozenset[str]
-
-
-def items(history: Iterable[Any]) -> Told:
-    """The items of a conversation so far. Only the last message may hold calls that are waited for."""
-    made: list[dict[str, Any]] = []
-    answered, waiting = set(), set()
-    messages = list(history)
-    for message in messages:
-        for called, returned in paired(message.tool_calls):
-            made.append(
-                {
-                    "type": "function_call",
-                    "call_id": called.call_id,
-                    "name": called.name,
-                    "arguments": json.dumps(called.arguments),
-                }
-            )
-            if message is messages[-1] and returned.error == NO_RESULT:
-                waiting.add(called.call_id)
-            else:
-                answered.add(called.call_id)
-                made.append(_result(returned))
-        if message.text:
-            content = {"type": "input_text" if message.role == "user" else "output_text", "text": message.text[:MOST_TEXT]}
-            made.append({"type": "message", "role": message.role, "content": [content]})
-    return Told(made, frozenset(answered - waiting), frozenset(waiting))
-
-
-def _result(returned: ToolReturned) -> dict[str, Any]:
-    return {"type": "function_call_output", "call_id": returned.call_id, "output": as_text(returned)}
-
-
-# --- the socket --------------------------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False)
@@ -131,6 +86,7 @@ class RealtimeSession(S2SSession):
         self._calls = set(told.waiting)
         self._answered = set(told.answered)
         self._goes_on = False  # its tools have returned, or some of them
+        self._rounds = 0  # of tool calls
 
     # --- up ----------------------------------------------------------------------------------------------------------
 
@@ -161,7 +117,7 @@ class RealtimeSession(S2SSession):
     async def send_tool_result(self, result: ToolReturned) -> None:
         if result.call_id not in self._answered:
             self._answered.add(result.call_id)
-            await self._create(_result(result))
+            await self._create(result_item(result))
         if result.call_id in self._calls:
             self._calls.discard(result.call_id)
             self._goes_on = True
@@ -190,6 +146,7 @@ class RealtimeSession(S2SSession):
         await self._connection.close()
 
     def _new_reply(self) -> None:
+        self._rounds = 0
         self._spoken.clear()
         self._calls.clear()
         self._goes_on = False
@@ -207,7 +164,12 @@ class RealtimeSession(S2SSession):
         """Answer what the tools of the reply gave, once all have returned."""
         if self._goes_on and not self._calls and not self._active:
             self._goes_on = False
-            await self._respond({})
+            self._rounds += 1
+            await self._respond({"tool_choice": "none"} if self._has_called_enough else {})
+
+    @property
+    def _has_called_enough(self) -> bool:
+        return bool(self._rounds >= self._engine.options.max_tool_rounds)
 
     async def _create(self, item: dict[str, Any]) -> None:
         await self._send("adding to the conversation", "conversation.item.create", item=item)
@@ -288,6 +250,8 @@ class RealtimeSession(S2SSession):
         if not self._engine.options.transcription_model:
             return [*ended, Transcript("", closes=True)]
         self._turns.append(_Turn(item_id))
+        if len(self._turns) > MOST_UNTOLD:
+            return [*self._words(self._turns[0].item_id, ""), *ended]
         return ended
 
     def _interim(self, item_id: str, delta: str) -> list[Frame]:
@@ -337,12 +301,12 @@ class RealtimeSession(S2SSession):
         return [AudioOut(pcm, SAMPLE_RATE_HZ)] if pcm else []
 
     def _called(self, event: Any) -> list[Frame]:
-        """A tool call; of an interrupted reply it is not made. Arguments that are no object are the toolbox's to refuse."""
-        if not self._speaks:
+        """A tool call, unless it is of a reply that is interrupted, or has called enough. The toolbox sees to its arguments."""
+        if not self._speaks or self._has_called_enough:
             return []
         try:
             arguments = json.loads(event.arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
             arguments = {"arguments": event.arguments}

@@ -14,7 +14,7 @@ from beluga_voice.audio import BYTES_PER_SAMPLE, Audio, Resampler
 from beluga_voice.frames import Transcript
 from beluga_voice.stt import STTStream
 
-from .vendor import CONNECT_TIMEOUT_S, SOCKET_OPTIONS, EventError
+from .vendor import CONNECT_TIMEOUT_S, EventError, socket_options
 
 if TYPE_CHECKING:
     from .stt import OpenAISTT
@@ -72,7 +72,8 @@ class RealtimeStream(STTStream):
             connection = None
             try:
                 connection = await client.realtime.connect(
-                    extra_query={"intent": "transcription"}, websocket_connection_options=SOCKET_OPTIONS
+                    extra_query={"intent": "transcription"},
+                    websocket_connection_options=socket_options(self._engine.access),
                 ).enter()
                 await connection.session.update(session=self._session())
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -10,10 +10,12 @@ from beluga_voice.frames import ToolReturned
 from beluga_voice.history import Message
 from beluga_voice.tools import ToolCall, as_text, paired
 
-from .chat import arguments_text
+from .calls import arguments_text, fit_id
 from .vendor import EventError
 
 __all__ = ["ResponsesTalk"]
+
+LONGEST_ID = 64  # characters of a call_id
 
 
 class ResponsesTalk:
@@ -37,9 +39,11 @@ class ResponsesTalk:
         if text:
             self._items.append({"role": "user", "content": text})
         self._said, self._called, self._ended, self._why = "", False, "", ""
+        self._may_call = True
 
     async def ask(self, client: Any, *, may_call: bool) -> AsyncGenerator[str | ToolCall, None]:
         """One request: the words of its answer as they come, and its tool calls."""
+        self._may_call = may_call
         self.used, self._said, self._called, self._ended, self._why = {}, "", False, "", ""
         async with await client.responses.create(**self._request(may_call)) as stream:
             async for event in stream:
@@ -66,6 +70,8 @@ class ResponsesTalk:
 
     def check(self) -> None:
         """Raise if the last answer did not end as one should."""
+        if self._called and not self._may_call and not self._said:
+            raise ProtocolError("the model calls tools where it may not; expected words. Raise max_tool_rounds, change model")
         if not self._ended:
             raise ProtocolError("the answer stopped without its end; expected response.completed. Check base_url, and api")
         if self._ended == "incomplete" and not self._said and not self._called:
@@ -82,10 +88,11 @@ class ResponsesTalk:
 
     def _add_calls(self, calls: Sequence[ToolCall], results: Sequence[ToolReturned]) -> None:
         for call in calls:
-            told = {"call_id": call.call_id, "name": call.name, "arguments": arguments_text(call)}
+            told = {"call_id": fit_id(call.call_id, LONGEST_ID), "name": call.name, "arguments": arguments_text(call)}
             self._items.append({"type": "function_call", **told})
         for result in results:
-            self._items.append({"type": "function_call_output", "call_id": result.call_id, "output": as_text(result)})
+            call_id = fit_id(result.call_id, LONGEST_ID)
+            self._items.append({"type": "function_call_output", "call_id": call_id, "output": as_text(result)})
 
     def _request(self, may_call: bool) -> dict[str, Any]:
         options = self._options

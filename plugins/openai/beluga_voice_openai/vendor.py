@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from beluga_voice.cancelling import cancellable_transport
 from beluga_voice.errors import (
     AuthError,
     ConnectFailedError,
@@ -24,21 +25,15 @@ from beluga_voice.errors import (
 )
 from beluga_voice.failures import Row, Told, capped, http_failures, retry_after_ms, websocket_failures
 from beluga_voice.remote import Access, Vendor
+from beluga_voice.vendor_socket import proxy_for, tls_context
 
-__all__ = ["GROQ", "OPENAI", "SOCKET_OPTIONS", "EventError", "is_openai"]
+__all__ = ["GROQ", "OPENAI", "EventError", "is_openai", "socket_options"]
 
 CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 30.0  # the longest wait for the next bytes of an answer
 KEEP_ALIVE_S = 60.0  # longer than most pauses between two turns: the next call finds its connection open
 MOST_CONNECTIONS = 1_000
 LARGEST_MESSAGE_BYTES = 16 * 2**20
-
-SOCKET_OPTIONS: dict[str, Any] = {
-    "max_size": LARGEST_MESSAGE_BYTES,
-    "compression": None,
-    "open_timeout": CONNECT_TIMEOUT_S,
-    "close_timeout": 1.0,
-}
 
 
 class EventError(Exception):
@@ -55,15 +50,28 @@ def is_openai(access: Access) -> bool:
     return host == "api.openai.com" or host.endswith(".api.openai.com")
 
 
+def socket_options(access: Access) -> dict[str, Any]:
+    """How the SDK is to open its sockets: by way of the requests' proxy, and all with one TLS context."""
+    options = {
+        "proxy": proxy_for(access.base_url),
+        "max_size": LARGEST_MESSAGE_BYTES,
+        "compression": None,
+        "open_timeout": CONNECT_TIMEOUT_S,
+        "close_timeout": 1.0,
+    }
+    return {**options, "ssl": tls_context()} if access.base_url.startswith("https:") else options
+
+
 def _make(access: Access) -> Any:
     import httpx2
     import openai
 
     _failures()  # imports more, and the first failure comes in the loop
+    limits = httpx2.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S)
     http_client = openai.DefaultAsyncHttpxClient(
+        transport=cancellable_transport(httpx2, url=access.base_url, limits=limits),
         event_hooks=capped(httpx2),
         timeout=httpx2.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        limits=httpx2.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S),
     )
     client = openai.AsyncOpenAI(api_key=access.api_key, base_url=access.base_url, max_retries=0, http_client=http_client)
     if not is_openai(access):  # the SDK reads these from the environment; they are nobody else's

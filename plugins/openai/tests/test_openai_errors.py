@@ -18,11 +18,12 @@ from beluga_voice.errors import (
     MissingKeyError,
     OptionError,
     OverloadedError,
+    ProviderError,
     ProviderTimeoutError,
     QuotaError,
     RateLimitError,
 )
-from beluga_voice.testing.loopback import Sickness
+from beluga_voice.testing.loopback import Answer, Sickness
 from beluga_voice.testing.openai_server import GroqServer, OpenAIServer
 from beluga_voice.testing.tone_speech import say
 
@@ -184,6 +185,33 @@ class TestConnections:
                     return shared, server.open_connections
 
         assert run_simulated(main()) == ((True, False), 1)
+
+
+class Moved(OpenAIServer):
+    """Sends everybody to `elsewhere`."""
+
+    elsewhere = ""
+
+    async def answer(self, request):
+        return Answer(307, {"location": f"{self.elsewhere}{request.path}"})
+
+    async def greet(self, request):
+        return Answer(301, {"location": f"{self.elsewhere}{request.path}".replace("http", "ws")})
+
+
+class TestRedirects:
+    @each
+    def test_to_another_server_take_no_key_there(self, use):
+        """The SDK follows those of requests, without the key; and those of sockets not at all."""
+
+        async def main():
+            async with OpenAIServer() as other, Moved() as server:
+                server.elsewhere = other.url
+                with pytest.raises(ProviderError):
+                    await use(server, api_key="canary-key-4711", base_url=server.base_url)
+                return [str(request) for request in other.requests if "canary" in str(request.headers)]
+
+        assert run_simulated(main()) == []
 
 
 class TestNames:

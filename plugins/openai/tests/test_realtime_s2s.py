@@ -8,8 +8,8 @@ import logging
 
 import numpy as np
 import pytest
+from beluga_voice_openai.realtime_items import items
 from beluga_voice_openai.realtime_s2s import OpenAIRealtime
-from beluga_voice_openai.realtime_session import items
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -210,11 +210,41 @@ class TestConversation:
 
         call, server = talk(answer=answer, tools=(weather,), tail_ms=5_000)
         assert understand(call.agent, RATE_HZ).startswith("a moment red in")
+        assert messages(call)[1][1].startswith("a moment red in")
         assert len(sent(server, "response.create")) == 2
         outputs = [one["item"] for one in sent(server, "conversation.item.create")]
         assert sorted(one["output"] for one in outputs) == ["red in it", "red in paris"]
         assert [type(one["tool"]) for one in said(call, "tool")] == [ToolCalled, ToolCalled, ToolReturned, ToolReturned]
         assert errors(server) == []
+
+
+    def test_rounds_of_tools_are_bounded(self):
+        """A model that would call for ever has to answer after `max_tool_rounds`; the next turn has all of them again."""
+
+        @tool
+        async def weather() -> str:
+            """The weather."""
+            return "red"
+
+        def answer(text):
+            return [ToolCalled(f"c{next(numbers)}", "weather")]
+
+        numbers = iter(range(100))
+        caller = quiet(500) + say("hello") + quiet(3_000) + say("again") + quiet(3_000)
+        call, server = talk(caller, answer=answer, tools=(weather,), max_tool_rounds=2)
+        chosen = [one["response"].get("tool_choice", "auto") for one in sent(server, "response.create")]
+        assert chosen == ["auto", "auto", "none"] * 2
+        assert [turn.user_text for turn in call.turns] == ["hello", "again"]
+        assert errors(server) == []
+
+    def test_words_that_never_come_hold_up_nobody_elses_for_ever(self):
+        """The service forgets a transcript: those of the turns after it are told, each to its own turn."""
+        server = OpenAIRealtimeServer(lambda text: ["yes"], api_key=CANARY)
+        server.forgets = 1
+        words = ["one", "two", "three", "four", "five", "six"]
+        caller = quiet(500) + b"".join(say(word) + quiet(2_500) for word in words)
+        call, server = talk(caller, server=server)
+        assert [text for role, text in messages(call) if role == "user"] == words[1:]
 
 
 class TestInterrupting:
