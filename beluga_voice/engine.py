@@ -24,13 +24,11 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import attrs
-
 from . import options as _options
 from ._streams import Channel, Tasks, WorkPool
 from ._watch import LoopWatch
 from .clock import Clock
-from .errors import OptionError
+from .errors import OptionError, ProviderTimeoutError
 from .frames import AudioIn, Failed, Frame
 from .tool_runs import ToolRuns
 
@@ -45,6 +43,8 @@ T = TypeVar("T")
 E = TypeVar("E", bound="Engine")
 
 INBOX_MS = 5_000.0
+WARM_MS = 15_000.0
+OPEN_AHEAD_MS = 3_000.0
 
 
 class Engine:
@@ -77,7 +77,10 @@ class Engine:
         return 0.0
 
     async def prewarm(self) -> None:
-        """Load now what the first call would have to load. Called once, off the turn path; the default does nothing."""
+        """Load now what the first call would have to load. Called once, off the turn path; the default does nothing.
+
+        That of an engine with an `account` is given up after 15 s: sessions would wait for it.
+        """
 
     async def open(self, context: Context) -> Self:
         """What one session uses: this engine, unless a session needs something of its own (a socket, say).
@@ -99,10 +102,9 @@ class Engine:
             return self
         if self.options is None:
             raise OptionError(f"{self.kind} {self.name!r} takes no options, got {', '.join(sorted(changes))}")
-        now = {field.name: getattr(self.options, field.name) for field in attrs.fields(type(self.options)) if field.init}
         other = copy.copy(self)
         other._users, other._warming, other._warm = 0, None, False
-        other.options = _options.build(type(self.options), {**now, **changes}, f"{self.kind} {self.name!r}")
+        other.options = _options.changed(self.options, changes, f"{self.kind} {self.name!r}")
         return other
 
     def as_frame_processor(self) -> Any:
@@ -116,12 +118,26 @@ class Engine:
                 self._warming = asyncio.Lock()
             async with self._warming:
                 if not self._warm:
-                    await self.prewarm()
+                    await self._make_ready()
                     self._warm = True
         except BaseException:
             await self._leave()
             raise
         return self
+
+    async def _make_ready(self) -> None:
+        try:
+            async with asyncio.timeout(WARM_MS / 1000.0 if self.account else None) as limit:
+                await self.prewarm()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ProviderTimeoutError(
+                f"{self.kind} {self.name!r} was not ready within {WARM_MS:g} ms; expected it sooner. "
+                "Try again, or name a stand-by",
+                provider=self.name,
+                kind=self.kind,
+            ) from error
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -226,10 +242,14 @@ class Context:
     async def open_ahead(self, engines: Iterable[Engine]) -> None:
         """Open now the handles that the first call to a remote provider would wait for; who fails has another try then."""
         remote = [engine for engine in engines if engine.account]
-        opened = await asyncio.gather(*map(self.handle, remote), return_exceptions=True)
+        opened = await asyncio.gather(*map(self._open_ahead, remote), return_exceptions=True)
         for engine, error in zip(remote, opened):
             if isinstance(error, Exception):
                 log.info("session %s: %s %r was not opened ahead: %s", self.session_id, engine.kind, engine.name, error)
+
+    async def _open_ahead(self, engine: Engine) -> None:
+        async with asyncio.timeout(OPEN_AHEAD_MS / 1000.0):  # what hangs would be in the way of the first call
+            await self.handle(engine)
 
     def _task_failed(self, name: str, error: Exception) -> None:
         self.emit(Failed(name, error))

@@ -95,7 +95,8 @@ class Ranked(Engine):
         handle._is_handle = True
         handle.duty = Duty(self, context)
         if self.account:
-            context.tasks.spawn(_dial(self.engines[0], context), f"dial {self.name}")
+            dialling = _dial(self.engines[0], context, self.resilience.connect_timeout_ms)
+            context.tasks.spawn(dialling, f"dial {self.name}")
         return handle
 
     async def prewarm(self) -> None:
@@ -107,6 +108,9 @@ class Ranked(Engine):
         errors = [error for error in await asyncio.gather(*map(self._warm_one, self.engines)) if error is not None]
         if len(errors) == len(self.engines):
             raise errors[-1]
+
+    async def _make_ready(self) -> None:
+        await self.prewarm()  # each of them has a limit of its own, or none
 
     async def _warm_one(self, engine: Engine) -> Exception | None:
         try:
@@ -133,9 +137,10 @@ class Ranked(Engine):
         return type(self)(*(engine.with_options(**changes) for engine in self.engines), options=self.resilience)
 
 
-async def _dial(engine: Engine, context: Context) -> None:
+async def _dial(engine: Engine, context: Context, limit_ms: float) -> None:
     with suppress(Exception):  # its first use has another try
-        await context.handle(engine)
+        async with asyncio.timeout(limit_ms / 1000.0):
+            await context.handle(engine)
 
 
 class Duty:

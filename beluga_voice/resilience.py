@@ -86,6 +86,7 @@ class Guard:
         breaker: its health.
         max_concurrent: how many calls may be under way at once; None: as many as come.
         under_way: how many are.
+        engine: the one that it is of, if that runs here: they are forgotten together.
         counters: "calls", "failures", "barred" (by the breaker), "overflow" (over `max_concurrent`), "opened".
     """
 
@@ -104,6 +105,7 @@ class Guard:
         )
         self.max_concurrent: int | None = None
         self.under_way = 0
+        self.engine: weakref.ref[Engine] | None = None
         self.counters: Counter[str] = Counter()
 
     @property
@@ -225,7 +227,7 @@ def guard(engine: Engine, options: ResilienceOptions) -> Guard:
         _make_room(known)
         found = known[key] = Guard(engine.kind, engine.name, engine.account, options)
         if not engine.account:
-            weakref.finalize(engine, known.pop, key, None)
+            found.engine = weakref.ref(engine, lambda _: known.pop(key, None))
     if engine.max_concurrent is not None:
         found.max_concurrent = min(engine.max_concurrent, found.max_concurrent or engine.max_concurrent)
     return found
@@ -237,9 +239,10 @@ def guards() -> tuple[Guard, ...]:
 
 
 def _make_room(known: dict[Any, Guard]) -> None:
-    """Forget the oldest accounts that are well and not in use: keys may come and go with users."""
+    """Forget accounts that are not in use, first the oldest that are well: keys may come and go with users, wrong ones too."""
     if len(known) >= MOST_GUARDS:
-        unused = [key for key, one in known.items() if one.under_way == 0 and one.breaker.state == "closed"]
+        unused = [key for key, one in known.items() if one.under_way == 0]
+        unused.sort(key=lambda key: known[key].breaker.state != "closed")
         for key in unused[: len(known) // 2]:
             del known[key]
 
@@ -279,6 +282,6 @@ def provider_error(error: Exception, kind: str, provider: str) -> ProviderError:
     """The error as a provider's: as it is, or wrapped if an engine let another through."""
     if isinstance(error, ProviderError):
         return error
-    wrapped = ProtocolError(f"{kind} {provider!r} failed: {error!r}", provider=provider, kind=kind)
+    wrapped = ProtocolError(f"{kind} {provider!r} failed: {type(error).__name__}: {error}", provider=provider, kind=kind)
     wrapped.__cause__ = error
     return wrapped

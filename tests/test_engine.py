@@ -12,7 +12,7 @@ from beluga_voice import Chain, s2s, stt
 from beluga_voice.chain import each_frame
 from beluga_voice.clock import run_simulated
 from beluga_voice.engine import Context, Engine, WorkPool
-from beluga_voice.errors import ChainError, OptionError, SessionClosedError
+from beluga_voice.errors import ChainError, OptionError, ProviderTimeoutError, SessionClosedError
 from beluga_voice.frames import Failed, TextDelta, Transcript
 from beluga_voice.options import option
 
@@ -75,6 +75,21 @@ class TestLifetimes:
         assert isinstance(first, OSError)
         assert second == "in"
         assert log == ["warm", "closed"]
+
+    def test_a_service_that_does_not_get_ready_is_given_up(self):
+        """One that runs here may load for as long as it takes; a service that hangs holds no session up for ever."""
+
+        async def main():
+            here, service = Counting(warm_ms=60_000), Counting(warm_ms=60_000)
+            service.account = "somewhere"
+            async with here:
+                pass
+            with pytest.raises(ProviderTimeoutError, match=r"'Counting' was not ready within 15000 ms"):
+                async with service:
+                    pass
+            return here.log, service.log
+
+        assert run_simulated(main()) == (["warm", "closed"], ["closed"])
 
     def test_options_change_on_a_copy_that_lives_its_own_life(self):
         """`with_options` of an entered engine: the copy is warmed and closed for itself; unknown options are refused."""

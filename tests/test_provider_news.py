@@ -249,11 +249,17 @@ class TestWaiting:
 
 
 class Service(Agent):
-    """An agent with an account that does as its script says, one item a call."""
+    """An agent with an account that does as its script says, one item a call; `hangs`: so often no session can open it."""
 
-    def __init__(self, name, *script, account=True):
-        self.provider, self.script, self.asked = name, list(script), 0
+    def __init__(self, name, *script, account=True, hangs=0):
+        self.provider, self.script, self.asked, self.hangs = name, list(script), 0, hangs
         self.account = f"{name}@home" if account else ""
+
+    async def open(self, context):
+        self.hangs -= 1
+        if self.hangs >= 0:
+            await asyncio.Event().wait()
+        return self
 
     async def reply(self, text, history, session):
         self.asked += 1
@@ -294,6 +300,20 @@ class TestAgents:
         (told,) = named(call, "failed_over")
         assert isinstance(told.data["error"], error)
         assert (told.data["old"], told.data["new"], one.asked) == ("one", "two", 1)
+
+    def test_one_that_does_not_open_is_left_for_the_next(self):
+        one, two = Service("one", "Never.", hangs=9), Service("two", "Yes.")
+        call = answered(one, two)
+        assert call.turns[0].heard_text == "Yes."
+        (told,) = named(call, "failed_over")
+        assert isinstance(told.data["error"], ProviderTimeoutError)
+
+    def test_opened_ahead_in_vain_it_has_another_try(self):
+        """What hung when the session began is not in the way of the first question."""
+        for alone in (Service("one", "Yes.", hangs=1), agent.failover(Service("one", "Yes.", hangs=1))):
+            call = call_with(answer=alone, caller=quiet(3_000) + ASKED + quiet(9_000))
+            assert call.turns[0].heard_text == "Yes."
+            assert not named(call, "retried")
 
     def test_a_function_may_stand_by(self):
         call = answered(Service("one", AuthError("no")), reply)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -92,6 +93,33 @@ class TestGuard:
 
         known = run_simulated(main())
         assert {"sick", "busy", f"user {3 * MOST_GUARDS - 1}"} <= known
+
+    def test_nor_when_all_of_them_are_sick(self):
+        """Wrong keys that come with users: the oldest are forgotten, those in use never."""
+
+        async def main():
+            call = guard(Remote("busy"), OPTIONS).enter()
+            for number in range(3 * MOST_GUARDS):
+                with suppress(AuthError), guard(Remote(f"user {number}"), OPTIONS).enter():
+                    raise AuthError("no")
+                assert len(guards()) <= MOST_GUARDS
+            call.close()
+            return {one.account: one.breaker.state for one in guards()}
+
+        known = run_simulated(main())
+        assert known["busy"] == "closed"
+        assert known[f"user {3 * MOST_GUARDS - 1}"] == "open"
+
+    @pytest.mark.parametrize("engine", [Engine(), Remote()], ids=["here", "remote"])
+    def test_what_an_event_loop_knew_is_gone_with_it(self, engine):
+        """Engines outlive the loops of a program that runs many, one after the other."""
+
+        async def main():
+            return weakref.ref(guard(engine, OPTIONS)), weakref.ref(asyncio.get_running_loop())
+
+        kept = [one for _ in range(3) for one in run_simulated(main())]
+        gc.collect()
+        assert [one() for one in kept] == [None] * 6
 
     def test_so_many_calls_at_once_and_no_more(self):
         """One more is refused and counted, and says nothing of the provider's health; a place given back is taken again."""

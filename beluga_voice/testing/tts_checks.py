@@ -54,6 +54,7 @@ TEXTS = ("One two three four five.", "Six seven eight nine ten.")
 TEXTS_COST = 100  # how often a whole run has the texts spoken, at most; counted in tests/test_checks.py
 Understand = Callable[[bytes, int], str]
 LOUD = 100
+ENDLESS_MS = 600_000.0
 PATIENT_MS = 5_000.0  # for the first sound of a text that goes on
 LONG_TEXTS = 6  # as often the texts are given to a voice that takes text as it is made, before its first sound is due
 SHARE, SLACK_MS = 0.25, 150.0  # by which the length of two sounds of one text may differ
@@ -140,8 +141,15 @@ async def _each(texts: Sequence[str]) -> AsyncIterator[str]:
 
 
 async def _pieces(engine: TTS, texts: Sequence[str]) -> list[AudioOut]:
+    given: list[AudioOut] = []
+    sound_ms = 0.0
     async with aclosing(cast(Any, engine.synthesize_stream(_each(texts)))) as pieces:
-        return [piece async for piece in pieces]
+        async for piece in pieces:
+            given.append(piece)
+            sound_ms += len(piece.pcm) * 500.0 / piece.sample_rate_hz
+            letters = len(" ".join(texts))
+            expect(sound_ms < ENDLESS_MS, f"it gives {sound_ms:.0f} ms of sound for {letters} characters, and more")
+    return given
 
 
 def _spoken(pieces: Sequence[AudioOut], understand: Understand | None) -> _Spoken:
