@@ -37,12 +37,13 @@ class ManagerOptions:
 
 @attrs.define(eq=False)
 class Slot:
-    """One session's place. It is taken before anything is made, so `session` may still be None."""
+    """One session's place. It is taken before anything is made: `session`, `running` and `keeper` come later."""
 
     session_id: str
     user_id: str = ""
     tenant: str = ""
     session: Any = None
+    running: asyncio.Task[None] | None = None
     keeper: Any = None
     listeners: tuple[Callable[[Any], None], ...] = ()
     begun: asyncio.Event = attrs.field(factory=asyncio.Event)
@@ -116,6 +117,17 @@ class Admission:
         if self.slots.get(slot.session_id) is slot:
             del self.slots[slot.session_id]
         self._let_in()
+
+    async def settled(self, session_id: str) -> Slot | None:
+        """The place of that id, once its session has begun; one whose session is ending is waited out, and is none."""
+        while (slot := self.slots.get(session_id)) is not None:
+            if slot.session is None:
+                await slot.begun.wait()
+            elif slot.session.end_reason and slot.running is not None:
+                await asyncio.wait({slot.running})
+            else:
+                return slot
+        return None
 
     def recheck(self, slot: Slot, engines: Iterable[Engine]) -> None:
         """Check what engines can bear for one who has a place, and whose engines were not known before.

@@ -7,6 +7,7 @@ waited for comes back as a frame or a timer. Its parts, each knowing only those 
 - `Floor`: the state, and whose turn it is.
 - `Replies`: answers turns, says texts, interrupts.
 - `Owed`: whose words the recogniser will give, and how long they are waited for.
+- `Outage`: what waits while the line is lost, and how it goes on.
 - `Overhearing`: speech into a reply.
 - `Words`: whose turn the words that come are, also those that come late.
 """
@@ -51,6 +52,7 @@ from .frames import (
 )
 from .history import History
 from .mouth import Mouth
+from .outage import Outage
 from .overhearing import Overhearing
 from .owed import Owed
 from .providers import NEWS, Providers
@@ -92,6 +94,7 @@ class Dialogue:
         floor: the state, and whose turn it is.
         replies: answers, and says what the session is asked to say.
         providers: who serves the session, and what it uses.
+        outage: told that the line is lost, back, and heard up to now.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class Dialogue:
     ) -> None:
         self._on_unanswered = on_unanswered
         self._context, self._options, self._tell, self._end = context, options, tell, end
-        self._now_ms, self._offset_ms, self._stale_until_ms = now_ms, offset_ms, stale_until_ms
+        self._now_ms, self._offset_ms = now_ms, offset_ms
         self._ear = EchoEar() if options.barge_in.enabled and options.barge_in.echo_guard else None
         self.history = History()
         if snapshot is not None:
@@ -146,6 +149,7 @@ class Dialogue:
             on_boundary=on_boundary,
         )
         self._owed = Owed(self.floor, self.replies, options, context.counters)
+        self.outage = Outage(self.floor, self.replies, self._owed, stale_until_ms=stale_until_ms)
         self._overhearing = Overhearing(
             self.floor,
             self.replies,
@@ -159,30 +163,8 @@ class Dialogue:
             self.floor, self.replies, self._owed, self._overhearing, context, self.providers, stt_closes=False
         )
         self.use(chain)
-        self._lost: list[Callable[[], None]] | None = None
         self._speech_start_ms: float | None = None
         self._deaf_until_ms = -math.inf
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            AudioIn: self._audio,
-            SpeechProbability: self._overhearing.hear,
-            SpeechSuspected: self._overhearing.hear,
-            SpeechStarted: self._speech_started,
-            SpeechEnded: self._speech_ended,
-            TurnEndProposed: lambda _: tell("turn_end_proposed", self.floor.index),
-            TurnEndWithdrawn: lambda _: tell("turn_end_withdrawn", self.floor.index),
-            TurnEnded: self._turn_ended,
-            Transcript: self._words.hear,
-            TextIn: self._typed,
-            DTMF: self._key,
-            StartTurn: self._start_turn,
-            Interrupt: self._stop_reply,
-            Failed: self._failed,
-            EndTurn: lambda _: self._owed.wait_for_end(self.floor.turn),
-            ToolReturned: self.replies.tool,
-            **dict.fromkeys(RELAYED, self.mouth.relayed),
-            ReplyWanted: self.mouth.asked,
-            **dict.fromkeys(NEWS, self._news),
-        }
 
     def use(self, chain: Chain, voice: Chain | None = None) -> None:
         """Hear and speak with these stages from now on; `voice` as `Mouth.use` takes it."""
@@ -202,13 +184,13 @@ class Dialogue:
 
     def hear(self, frame: Frame) -> None:
         """Take one frame of the ears. What is heard while the line is lost waits until it is back."""
-        handler = self._handlers.get(type(frame))
+        handler = HANDLERS.get(type(frame))
         if handler is None:
             return
-        if self._lost is None or type(frame) in NEWS or type(frame) in RELAYED:
-            handler(frame)
+        if not self.outage.lasts or type(frame) in NEWS or type(frame) in RELAYED:
+            handler(self, frame)
         elif type(frame) is not SpeechProbability:
-            self._lost.append(partial(handler, frame))
+            self.outage.put_off(partial(handler, self, frame))
 
     def ready(self, snapshot: Snapshot | None = None) -> None:
         """The line is open: greet, or listen; with a `snapshot`, go on from there."""
@@ -226,8 +208,7 @@ class Dialogue:
 
     def deafened(self) -> None:
         """The ears begin anew: what they owed will not come, and that speech ends will not be heard."""
-        if self._lost is not None:
-            self._lost.append(self.deafened)
+        if self.outage.put_off(self.deafened):
             return
         self.replies.ears_failed = True
         if self.floor.speaking:
@@ -241,48 +222,11 @@ class Dialogue:
             self.floor.end(turn, "ears")
             self.replies.answer(turn)
 
-    # --- a line that is lost and comes back --------------------------------------------------------------------------
-
-    def line_lost(self) -> None:
-        """The line is lost: what is being said waits, what is heard still is kept, nobody is given up."""
-        self._lost = []
-        self._owed.hold()
-        self.mouth.hold()
-        self.floor.move(Happening.LINE_LOST)
-
-    def line_back(self) -> None:
-        """The line is back: be where it was lost, and go on."""
-        heard, self._lost = self._lost or [], None
-        self.floor.active_ms = self._now_ms()
-        self.floor.move(Happening.RESUMED)
-        reply = self.mouth.reply
-        if reply is not None and reply.playout.started:
-            self.floor.move(Happening.REPLY_AUDIO)
-        elif reply is None or reply.turn is not None:
-            self.floor.move(Happening.READY)
-            if reply is not None or self._owed.overdue is not None:
-                self.floor.move(Happening.TURN_ENDED)
-        self.mouth.line_back()
-        self._owed.go_on()
-        for what in heard:
-            what()
-        self.replies.next()
-
-    def caught_up(self) -> None:
-        """All that was spoken while the line was lost is heard."""
-        self.mouth.release()
-
-    def _is_stale(self, place_ms: float) -> bool:
-        """True for speech of a time when the line was lost, if a reply is being spoken: it interrupts nobody."""
-        reply = self.mouth.reply
-        return place_ms < self._stale_until_ms() and reply is not None and reply.playout.started
-
     # --- what the mouth tells ----------------------------------------------------------------------------------------
 
     def _reply_over(self, reply: Reply) -> None:
         """A reply was played to its end: what was said meanwhile, and could not interrupt it, has the floor."""
-        if self._lost is not None:
-            self._lost.append(partial(self._reply_over, reply))
+        if self.outage.put_off(partial(self._reply_over, reply)):
             return
         self.replies.over(reply)
         floor = self.floor
@@ -298,6 +242,7 @@ class Dialogue:
         if reply.turn is None or reply.made_audio or reply.tools or not self._on_unanswered():
             return False
         self.mouth.reply = None
+        self.replies.ears_failed = True  # without its words nobody can answer it: the caller is asked to say it again
         self.replies.answer(reply.turn)
         return True
 
@@ -323,7 +268,7 @@ class Dialogue:
         self._speech_start_ms = frame.speech_start_ms
         floor.active_ms = self._now_ms()
         self._tell("speech_started", floor.index, speech_start_ms=frame.speech_start_ms + self._offset_ms())
-        if self._is_stale(frame.speech_start_ms):
+        if self.outage.is_stale(frame.speech_start_ms):
             floor.open_later(frame.speech_start_ms)
             return
         self._overhearing.goes_on()
@@ -416,9 +361,12 @@ class Dialogue:
         self._tell("dtmf", self.floor.index, digit=frame.digit)
 
     def _failed(self, frame: Failed) -> None:
-        """A stage of the ears failed at something; the session listens on."""
+        """A stage of the ears failed at something; the session listens on, with others if who is to end the turn is gone."""
         self.replies.ears_failed = True
         self._tell("error", self.floor.index, stage=frame.stage, message=str(frame.error), error=frame.error)
+        left = frame.stage == "s2s" and self.mouth.relays and self.mouth.reply is None
+        if left and self.floor.turn is not None and not self.floor.speaking and self._on_unanswered():
+            self.deafened()
         self.replies.next()
 
     def _news(self, frame: Frame) -> None:
@@ -426,3 +374,26 @@ class Dialogue:
         self.providers.hear(frame)
         if isinstance(frame, (Retried, FailedOver)) and frame.kind == "stt":
             self._owed.renew()
+
+
+HANDLERS: dict[type, Callable[[Dialogue, Any], None]] = {  # one table for all sessions
+    AudioIn: Dialogue._audio,
+    SpeechProbability: lambda self, frame: self._overhearing.hear(frame),
+    SpeechSuspected: lambda self, frame: self._overhearing.hear(frame),
+    SpeechStarted: Dialogue._speech_started,
+    SpeechEnded: Dialogue._speech_ended,
+    TurnEndProposed: lambda self, _: self._tell("turn_end_proposed", self.floor.index),
+    TurnEndWithdrawn: lambda self, _: self._tell("turn_end_withdrawn", self.floor.index),
+    TurnEnded: Dialogue._turn_ended,
+    Transcript: lambda self, frame: self._words.hear(frame),
+    TextIn: Dialogue._typed,
+    DTMF: Dialogue._key,
+    StartTurn: Dialogue._start_turn,
+    Interrupt: Dialogue._stop_reply,
+    Failed: Dialogue._failed,
+    EndTurn: lambda self, _: self._owed.wait_for_end(self.floor.turn),
+    ToolReturned: lambda self, frame: self.replies.tool(frame),
+    **dict.fromkeys(RELAYED, lambda self, frame: self.mouth.relayed(frame)),
+    ReplyWanted: lambda self, frame: self.mouth.asked(frame),
+    **dict.fromkeys(NEWS, Dialogue._news),
+}

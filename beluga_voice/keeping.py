@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 
 from ._streams import Tasks, stop
 from .clock import Clock
 from .events import SessionEvent
 from .reconnect import backoff_ms
 from .session import Session
-from .shelf import BEAT_MS, LEASE_MS
 from .store import SessionStore
 
-__all__ = ["Keeper"]
+__all__ = ["BEAT_MS", "LEASE_MS", "Keeper"]
 
+LEASE_MS = 15_000.0  # how long a process that says nothing still owns its sessions
+BEAT_MS = LEASE_MS / 3
 RETRY_MS = 250.0
 SAVE_ON = ("opened", "resumed", "turn_heard", "turn_finished", "goaway")
 TO_BE_CONTINUED = ("drain", "cancelled")  # the process ends, not the conversation
@@ -34,7 +34,6 @@ class Keeper:
         tasks: who owns the saving.
         counters: what failed, by name.
         clock: whose time.
-        on_fenced: told when another process has taken the session over.
     """
 
     def __init__(
@@ -47,10 +46,9 @@ class Keeper:
         tasks: Tasks,
         counters: Counter[str],
         clock: Clock,
-        on_fenced: Callable[[Session], None],
     ) -> None:
         self._store, self._session, self._epoch, self._ttl_ms = store, session, epoch, ttl_ms
-        self._tasks, self._counters, self._clock, self._on_fenced = tasks, counters, clock, on_fenced
+        self._tasks, self._counters, self._clock = tasks, counters, clock
         self._saving: asyncio.Task[None] | None = None
         self._dirty = False
         self._beating = False
@@ -141,4 +139,4 @@ class Keeper:
         if not self.fenced:
             self.fenced = True
             self._counters["store_fenced"] += 1
-            self._on_fenced(self._session)
+            self._session.close("replaced")

@@ -17,45 +17,35 @@ import inspect
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import attrs
 
 from ._streams import Tasks
 from .admission import Admission, ManagerOptions, Slot
+from .announcing import Listener
 from .chain import Chain
 from .clock import Clock
-from .errors import (
-    OptionError,
-    SessionClosedError,
-    SessionNotFoundError,
-)
+from .engine_pool import EnginePool
+from .errors import OptionError, SessionClosedError, SessionNotFoundError
 from .events import SessionEvent
-from .keeping import Keeper
-from .options import build, nearest
+from .keeping import BEAT_MS
+from .options import changed, nearest
 from .reconnect import Breaker
 from .session import Session
 from .settings import SessionOptions
-from .shelf import BEAT_MS, Shelf, read
+from .shelf import Shelf, read
 from .snapshot import Snapshot
 from .store import SessionStore
 from .transport import Transport
 
-if TYPE_CHECKING:
-    from typing import Self
-
 __all__ = ["ManagerOptions", "SessionManager"]
 
-T = TypeVar("T")
-Listener = Callable[[SessionEvent], None]
 Choose = Callable[[Mapping[str, Any]], "Chain | Awaitable[Chain]"]
 
 log = logging.getLogger("beluga_voice.manager")
 CLOSING_MS = 10_000.0
-MOST_HELD = 256  # engines kept ready beyond their last session
 
 
 class SessionManager:
@@ -93,24 +83,19 @@ class SessionManager:
     ) -> None:
         if not isinstance(chain, Chain) and not callable(chain):
             raise TypeError(f"SessionManager: chain is {chain!r}; expected a Chain, or a function that chooses one")
-        of_limits = {field.name for field in attrs.fields(ManagerOptions)}
-        _check_names(settings, of_limits | {field.name for field in attrs.fields(SessionOptions)})
-        self.options: SessionOptions = _changed(options or SessionOptions(), settings, lambda name: name not in of_limits)
-        self.limits: ManagerOptions = _changed(limits or ManagerOptions(), settings, lambda name: name in of_limits)
+        _check_names(settings)
+        self.options: SessionOptions = _changed(options or SessionOptions(), settings)
+        self.limits: ManagerOptions = _changed(limits or ManagerOptions(), settings)
         self.chain, self.store = chain, store
         self.counters: Counter[str] = Counter()
-        self._shelf = Shelf(store, self.counters)
         self._listeners, self._on_state_changed = tuple(listeners), on_state_changed
         self._clock = clock or Clock()
-        self._admission = Admission(self.limits, self._clock)
         self._tasks = Tasks()
-        self._engines = AsyncExitStack()
-        self._entered: set[int] = set()
-        self._entering = asyncio.Lock()
+        self._admission = Admission(self.limits, self._clock)
+        self._pool = EnginePool()
+        self._shelf = Shelf(store, self._tasks, self.counters, self._clock, ttl_ms=self.options.resume_window_ms)
         self._breaker = Breaker(clock=self._clock)
         self._draining = self._open = False
-        self._cleaning: asyncio.Task[int] | None = None
-        self._running: dict[str, asyncio.Task[None]] = {}
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -119,26 +104,23 @@ class SessionManager:
         await self._shelf.open()
         try:
             if isinstance(self.chain, Chain):
-                await self._enter(self.chain)
+                await self._pool.enter(self.chain.engines)
         except BaseException:
-            await self._engines.aclose()
+            await self._pool.aclose()
             raise
         self._open = True
         self._tasks.spawn(self._beat(), "beat")
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._draining, self._open = True, False
-        self._admission.refuse_all(_going)
+    async def __aexit__(self, *exc: object) -> None:
+        self._open = False
+        self._take_no_more()
         try:
             await self._close_all(self.sessions, "closed")
         finally:
             await self._tasks.aclose(1_000.0)
             try:
-                async with self._entering:
-                    await self._engines.aclose()
+                await self._pool.aclose()
             finally:
                 await self._shelf.close()
 
@@ -159,13 +141,16 @@ class SessionManager:
             timeout_ms: how long turns may take; `drain_timeout_ms` of the limits if left out.
         """
         left_ms = self.limits.drain_timeout_ms if timeout_ms is None else timeout_ms
-        self._draining = True
-        self._admission.refuse_all(_going)
+        self._take_no_more()
         for session in self.sessions:
             session.drain(left_ms)
-        if self._running:
-            await asyncio.wait(set(self._running.values()), timeout=left_ms / 1000.0)
+        await self._gone(self.sessions, left_ms)
         await self._close_all(self.sessions, "drain")
+
+    def _take_no_more(self) -> None:
+        self._draining = True
+        self._admission.refuse_all(_going)
+        self._pool.refuse(_going)
 
     def listen(self, listener: Callable[[Session], Listener]) -> None:
         """Have `listener(session)` give what is to hear the events of every later session. Told twice, it counts once."""
@@ -246,8 +231,9 @@ class SessionManager:
             SessionClosedError: the manager is draining, or was not entered.
         """
         try:
-            session = await self._living(session_id)
-            if session is not None:
+            living = await self._admission.settled(session_id)
+            if living is not None:
+                session: Session = living.session
                 if check is not None:
                     check(session)
                 self.counters["resumed_hot"] += 1
@@ -271,7 +257,7 @@ class SessionManager:
         await self._close_all([self.get(session_id)], reason)
 
     async def cleanup_idle(self, timeout_ms: float) -> int:
-        """Close every session in which nothing happened for `timeout_ms`; how many. Runs by itself with `idle_timeout_ms`."""
+        """Close every session in which nothing happened for `timeout_ms`; how many. By `idle_timeout_ms` each does itself."""
         idle = [session for session in self.sessions if session.idle_ms >= timeout_ms]
         await self._close_all(idle, "idle")
         return len(idle)
@@ -300,7 +286,6 @@ class SessionManager:
     ) -> Session:
         """Make the session in its slot and run it; what fails on the way leaves nothing behind."""
         claim, snapshot = None, None
-        keeper: list[Keeper] = []
         try:
             chain = await self._choose(metadata if hello is None else hello)
             self._admission.recheck(slot, chain.engines)
@@ -320,14 +305,14 @@ class SessionManager:
                 tenant=slot.tenant,
                 metadata=metadata,
                 snapshot=snapshot,
-                before_hang_up=lambda: keeper[0].last() if keeper else _nothing(),
+                before_hang_up=None if self.store is None else lambda: slot.keeper.last(),
                 breaker=self._breaker,
                 listeners=[lambda event: self._hear(slot, event)],
                 clock=self._clock,
             )
-            if self.store is not None:
-                keeper.append(self._keeper(self.store, session, claim.epoch if claim is not None else None))
-            slot.listeners = (*(made(session) for made in self._listeners), *(one.on_event for one in keeper))
+            slot.keeper = keeper = self._shelf.keeper(session, claim)
+            keeping = () if keeper is None else (keeper.on_event,)
+            slot.listeners = (*(made(session) for made in self._listeners), *keeping)
         except BaseException:
             self._admission.leave(slot)
             slot.begun.set()
@@ -337,11 +322,21 @@ class SessionManager:
                 letting = self._tasks.spawn(self._shelf.let_go(slot.session_id, claim), "let go")
                 await asyncio.wait({letting})
             raise
-        slot.session, slot.keeper = session, keeper[0] if keeper else None
+        slot.session = session
         slot.begun.set()
         self.counters["created"] += 1
-        self._running[slot.session_id] = self._tasks.spawn(self._run(slot, session), f"session {slot.session_id}")
+        slot.running = self._tasks.spawn(self._run(slot, session), f"session {slot.session_id}")
         return session
+
+    async def _choose(self, hello: Mapping[str, Any]) -> Chain:
+        if isinstance(self.chain, Chain):
+            return self.chain
+        chosen = self.chain(hello)
+        chain = await chosen if inspect.isawaitable(chosen) else chosen
+        if not isinstance(chain, Chain):
+            raise TypeError(f"the function that chooses a chain gave {chain!r}; expected a Chain")
+        await self._pool.enter(chain.engines)
+        return chain
 
     async def _run(self, slot: Slot, session: Session) -> None:
         try:
@@ -350,18 +345,19 @@ class SessionManager:
             log.exception("session %s failed", slot.session_id)
         finally:
             self.counters[f"closed_{session.end_reason or 'error'}"] += 1
-            self._running.pop(slot.session_id, None)
             self._admission.leave(slot)
 
-    async def _close_all(self, sessions: Iterable[Session], reason: str) -> None:
-        ending = []
+    async def _close_all(self, sessions: Sequence[Session], reason: str) -> None:
         for session in sessions:
             session.close(reason)
-            task = self._running.get(session.session_id)
-            if task is not None:
-                ending.append(task)
-        if ending:
-            await asyncio.wait(ending, timeout=CLOSING_MS / 1000.0)
+        await self._gone(sessions, CLOSING_MS)
+
+    async def _gone(self, sessions: Sequence[Session], within_ms: float) -> None:
+        """Wait until they are, or the time is over."""
+        slots = [self._admission.slots.get(session.session_id) for session in sessions]
+        running = [slot.running for slot in slots if slot is not None and slot.running is not None]
+        if running:
+            await asyncio.wait(running, timeout=within_ms / 1000.0)
 
     def _hear(self, slot: Slot, event: SessionEvent) -> None:
         for listener in slot.listeners:
@@ -372,58 +368,8 @@ class SessionManager:
         if event.name == "state" and self._on_state_changed is not None and slot.session is not None:
             self._on_state_changed(slot.session, event.data["old"], event.data["state"])
 
-    # --- engines -----------------------------------------------------------------------------------------------------
-
-    async def _choose(self, hello: Mapping[str, Any]) -> Chain:
-        if isinstance(self.chain, Chain):
-            return self.chain
-        chosen = self.chain(hello)
-        chain = await chosen if inspect.isawaitable(chosen) else chosen
-        if not isinstance(chain, Chain):
-            raise TypeError(f"the function that chooses a chain gave {chain!r}; expected a Chain")
-        await self._enter(chain)
-        return chain
-
-    async def _enter(self, chain: Chain) -> None:
-        """Keep the engines of a chain ready until the manager is closed."""
-        async with self._entering:
-            if self._draining:
-                raise _going()
-            for engine in chain.engines:
-                if id(engine) not in self._entered and len(self._entered) < MOST_HELD:
-                    await self._engines.enter_async_context(engine)
-                    self._entered.add(id(engine))
-
-    # --- keeping and tidying -----------------------------------------------------------------------------------------
-
-    async def _living(self, session_id: str) -> Session | None:
-        """The session of that id, once it has begun; one that is ending is gone first."""
-        while True:
-            slot = self._admission.slots.get(session_id)
-            if slot is None:
-                return None
-            if slot.session is None:
-                await slot.begun.wait()
-            elif slot.session.end_reason:
-                await asyncio.wait({self._running[session_id]})
-            else:
-                session: Session = slot.session
-                return session
-
-    def _keeper(self, store: SessionStore, session: Session, epoch: int | None) -> Keeper:
-        return Keeper(
-            store,
-            session,
-            epoch,
-            ttl_ms=self.options.resume_window_ms,
-            tasks=self._tasks,
-            counters=self.counters,
-            clock=self._clock,
-            on_fenced=lambda lost: lost.close("replaced"),
-        )
-
     async def _beat(self) -> None:
-        """Now and then: own the sessions further, and close those in which nothing happens."""
+        """Now and then: own the sessions further."""
         while True:
             await self._clock.sleep_ms(BEAT_MS)
             for slot in tuple(self._admission.slots.values()):
@@ -432,30 +378,22 @@ class SessionManager:
                         slot.keeper.beat()
                 except Exception:
                     log.exception("session %s cannot be kept", slot.session_id)
-            if self._cleaning is None or self._cleaning.done():
-                self._cleaning = self._tasks.spawn(self.cleanup_idle(self.options.idle_timeout_ms), "idle clean-up")
 
 
-def _check_names(settings: Mapping[str, Any], known: set[str]) -> None:
+def _check_names(settings: Mapping[str, Any]) -> None:
+    known = sorted(field.name for options in (SessionOptions, ManagerOptions) for field in attrs.fields(options))
     for name in settings:
         if name not in known:
-            close = nearest(name, sorted(known))
+            close = nearest(name, known)
             hint = f"did you mean {close!r}? " if close else ""
-            raise OptionError(f"SessionManager has no setting {name!r}; {hint}It takes: {', '.join(sorted(known))}")
+            raise OptionError(f"SessionManager has no setting {name!r}; {hint}It takes: {', '.join(known)}")
 
 
-def _changed(options: Any, settings: Mapping[str, Any], mine: Callable[[str], bool]) -> Any:
+def _changed(options: Any, settings: Mapping[str, Any]) -> Any:
     """The options with those of `settings` that are theirs."""
-    changes = {name: value for name, value in settings.items() if mine(name)}
-    if not changes:
-        return options
-    now = {field.name: getattr(options, field.name) for field in attrs.fields(type(options))}
-    return build(type(options), {**now, **changes}, "SessionManager")
+    changes = {name: value for name, value in settings.items() if name in attrs.fields_dict(type(options))}
+    return changed(options, changes, "SessionManager") if changes else options
 
 
 def _going() -> SessionClosedError:
     return SessionClosedError("the server is going away and takes no more calls; call another one")
-
-
-async def _nothing() -> None:
-    return None

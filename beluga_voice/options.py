@@ -23,7 +23,7 @@ import attrs
 
 from .errors import OptionError
 
-__all__ = ["OptionInfo", "build", "describe", "nearest", "option"]
+__all__ = ["OptionInfo", "build", "changed", "describe", "nearest", "option"]
 
 T = TypeVar("T")
 
@@ -109,6 +109,12 @@ def build(options: type[T], given: Mapping[str, Any], owner: str) -> T:
         if isinstance(error, OptionError):
             raise
         raise OptionError(f"{owner}: {error}") from error
+
+
+def changed(options: T, changes: Mapping[str, Any], owner: str) -> T:
+    """The same options but for `changes`, each value checked as `build` does. Raises what `build` raises."""
+    now = {field.name: getattr(options, field.name) for field in attrs.fields(cast(Any, type(options))) if field.init}
+    return build(type(options), {**now, **changes}, owner)
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str | None:

@@ -21,31 +21,26 @@ from ._watch import LoopWatch
 from .announcing import Announcer, Listener
 from .asking import Asking
 from .chain import Chain
-from .clock import Clock, Timers
-from .connection import Connection
-from .dialogue import Dialogue
-from .ears import Ears
+from .clock import Clock
 from .engine import Context
-from .errors import LineLost, ReconnectError, SessionClosedError, SessionError
+from .errors import ReconnectError, SessionClosedError, SessionError
 from .events import TurnRecord
 from .frames import Frame, ToolCalled, ToolReturned, Usage
 from .history import Message
-from .hybrid import HandOver, Hybrid
-from .intake import Intake
-from .limits import Limits
+from .hybrid import Hybrid
 from .line import Line, NoLine
+from .pipeline import Pipeline
 from .reconnect import Breaker, Connect
 from .says import SayHandle
 from .settings import SessionOptions
 from .snapshot import Snapshot
-from .state import Happening, SessionState
+from .state import FINAL_STATES, Happening, SessionState
 from .tool_runs import ToolRuns
 from .transport import Transport
 
 __all__ = ["Session"]
 
 log = logging.getLogger("beluga_voice.session")
-FINAL_STATES = (SessionState.DISCONNECTED, SessionState.ERROR)
 
 
 class Session:
@@ -101,13 +96,7 @@ class Session:
         self._line = Line(line) if line is not None else None
         self._snapshot, self._before_hang_up = snapshot, before_hang_up
         self._clock = clock or Clock()
-        self._hand_over: HandOver | None = None
-        if isinstance(chain, Hybrid):
-            self._hand_over = HandOver(chain, lambda *told, **data: self._tell(*told, **data))
-            listeners = (*listeners, self._hand_over.on_event)
-        self._announcer = Announcer(
-            self.session_id, (*listeners, self._line.notify) if self._line else listeners, self._now_ms
-        )
+        self._announcer = Announcer(self.session_id, (*listeners, lambda event: self._pipeline.on_event(event)), self._now_ms)
         self._tell = self._announcer.tell
         self._context = Context(
             session_id=self.session_id,
@@ -118,60 +107,24 @@ class Session:
             inbox_ms=self.options.inbound_audio_ms,
         )
         self._context.watch = LoopWatch(self.options.loop_warning_ms, self._held_loop)
+        self._context.tool_runs.tell = self._tool
         self._opened_ms: float | None = None
         self._ended: asyncio.Future[str] | None = None
-        self._lost_ms = 0.0
         self._last_snapshot: Snapshot | None = None
-        used = self._line or Line(NoLine())
-        self._intake = Intake(
-            used, self._context, self.options, now_ms=self._now_ms, on_caught_up=lambda: self._dialogue.caught_up()
-        )
-        self._connection = Connection(
-            used,
-            self._intake,
+        self._pipeline = Pipeline(
+            chain,
+            self._line or Line(NoLine()),
             self._context,
             self.options,
             breaker=breaker or Breaker(clock=self._clock),
-            on_lost=self._line_lost,
-            on_back=self._line_back,
-        )
-        self._dialogue = Dialogue(
-            chain,
-            used,
-            self._context,
-            self.options,
-            now_ms=self._now_ms,
-            offset_ms=lambda: self._intake.offset_ms,
-            stale_until_ms=lambda: self._intake.stale_until_ms,
-            tell=self._tell,
-            on_finished=self._turn_finished,
-            end=self.close,
-            line_failed=self._connection.fail,
-            snapshot=snapshot,
-            on_boundary=self._boundary,
-            on_unanswered=self._unanswered,
-        )
-        self._ears = Ears(
-            chain.split()[0],
-            self._context,
-            hear=self._dialogue.hear,
-            on_crash=self._ears_crashed,
-            changeable=self._hand_over is not None,
-        )
-        if isinstance(chain, Hybrid):
-            self._dialogue.use(chain, voice=chain.chains["cascade"])
-        self._floor, self._replies = self._dialogue.floor, self._dialogue.replies
-        self._limits = Limits(
-            Timers(self._clock),
-            self.options,
-            self._floor,
-            self._replies,
-            self._intake,
             now_ms=self._now_ms,
             tell=self._tell,
             close=self.close,
+            on_finished=self._turn_finished,
+            snapshot=snapshot,
         )
-        self._context.tool_runs.tell = self._tool
+        self._dialogue = self._pipeline.dialogue
+        self._floor, self._replies = self._dialogue.floor, self._dialogue.replies
         self._asking = Asking(
             chain.chains["cascade"] if isinstance(chain, Hybrid) else chain,
             self._context,
@@ -299,7 +252,7 @@ class Session:
         """
         self._check_on_line("reconnect")
         try:
-            made = await self._connection.dial(connect, max_attempts, base_delay_ms)
+            made = await self._pipeline.connection.dial(connect, max_attempts, base_delay_ms)
         except ReconnectError as error:
             self._tell("error", -1, stage="line", message=str(error), error=error)
             if self.state is SessionState.RECONNECTING:
@@ -309,7 +262,7 @@ class Session:
         try:
             await self.reattach(made)
         except (SessionClosedError, ValueError):
-            self._connection.open_window()
+            self._pipeline.connection.open_window()
             if made is not None:
                 await made.aclose()
             raise
@@ -322,10 +275,7 @@ class Session:
             ValueError: the rates of `line` are not those of the session.
         """
         self._check_on_line("reattach")
-        old = self._connection.replace(line)
-        self._dialogue.mouth.rewind()
-        if old is not None:
-            await self._hang_up(old)
+        await self._pipeline.replace_line(line)
 
     def close(self, reason: str = "closed") -> None:
         """Close now, whatever is being said; `run` returns `reason`. Closing twice does nothing."""
@@ -377,7 +327,7 @@ class Session:
                 self.end_reason = self.end_reason or "error"
                 raise
             finally:
-                await self._finish(self._line)
+                await self._finish()
         return self.end_reason
 
     def _begin(self, line: Line) -> None:
@@ -393,39 +343,20 @@ class Session:
             providers=providers,
             resumed=self._snapshot is not None,
         )
-        if self._snapshot is not None:
-            self._intake.back()
-        self._context.tasks.spawn(self._hold_line(), "line")
-        self._context.spawn(self._ears.run(), "ears")
-        self._limits.begin()
-        self._dialogue.ready(self._snapshot)
-        if self._snapshot is not None:
-            self._tell("resumed", -1, kind="warm", gap_ms=None)
+        self._pipeline.begin()
 
-    async def _finish(self, line: Line) -> None:
+    async def _finish(self) -> None:
         self.end_reason = self.end_reason or "cancelled"
         self._last_snapshot = self.snapshot()  # before what goes on is cut: elsewhere it may go on
-        self._limits.stop()
-        self._connection.close()
-        self._replies.stop()
         try:
-            await self._stop_work()
-            self._dialogue.providers.hear_all(self._context.inbox.drain())  # what the last calls used
+            await self._pipeline.stop()
         finally:  # also when closing is cancelled: the line is hung up and everybody is told
-            self._context.inbox.close()
             try:
                 await self._say_goodbye()
-                await self._hang_up(line)
+                await self._pipeline.hang_up()
             finally:
-                self._closed()
-
-    async def _stop_work(self) -> None:
-        stuck = await self._context.aclose(self.options.cancel_grace_ms)
-        if len(self._dialogue.mouth.reaper) or stuck:
-            stuck = await self._dialogue.mouth.reaper.aclose(self.options.close_timeout_ms)
-            stuck += await self._context.tasks.aclose(self.options.close_timeout_ms)
-        if stuck:
-            log.warning("session %s closed with tasks that do not stop: %s", self.session_id, ", ".join(stuck))
+                self._pipeline.disconnected(self.end_reason)
+                self._tell("closed", -1, reason=self.end_reason)
 
     async def _say_goodbye(self) -> None:
         self._tell("closing", -1, reason=self.end_reason)
@@ -435,68 +366,6 @@ class Session:
                     await self._before_hang_up()
             except Exception as error:
                 log.warning("session %s: what should be done before hanging up failed: %r", self.session_id, error)
-
-    async def _hang_up(self, line: Transport) -> None:
-        try:
-            async with asyncio.timeout(self.options.close_timeout_ms / 1000.0):
-                await line.aclose()
-        except TimeoutError:
-            log.warning("session %s: its line did not close within %g ms", self.session_id, self.options.close_timeout_ms)
-
-    def _closed(self) -> None:
-        if self.state not in FINAL_STATES:
-            happening = Happening.FAILED if self.end_reason == "error" else Happening.ENDED
-            if self.end_reason == "lost":
-                if self.state is not SessionState.RECONNECTING:
-                    self._floor.move(Happening.LINE_LOST)
-                happening = Happening.WINDOW_OVER
-            self._floor.move(happening)
-        self._tell("closed", -1, reason=self.end_reason)
-
-    # --- its line and its ears ---------------------------------------------------------------------------------------
-
-    async def _hold_line(self) -> None:
-        try:
-            await self._connection.run()
-            self.close("bye")
-        except LineLost:
-            self.close("lost")
-        except Exception as error:
-            self._tell("error", -1, stage="line", message=str(error), error=error)
-            self.close("error")
-
-    def _line_lost(self, error: LineLost) -> None:
-        self._lost_ms = self._now_ms()
-        self._dialogue.line_lost()
-        self._tell("line_lost", -1, message=str(error))
-
-    def _line_back(self) -> None:
-        self._dialogue.line_back()
-        self._tell("resumed", -1, kind="hot", gap_ms=round(self._now_ms() - self._lost_ms, 3))
-
-    def _ears_crashed(self, error: Exception, last_chance: bool) -> None:
-        self._tell("error", -1, stage="ears", message=f"{type(error).__name__}: {error}", error=error)
-        if last_chance:
-            self.close("error")
-        else:
-            self._dialogue.deafened()
-
-    def _boundary(self) -> None:
-        """A turn boundary: the place to go over to the other chain of two."""
-        if self._hand_over is not None and self._hand_over.due is not None and self._dialogue.settled:
-            self._go_over(self._hand_over)
-
-    def _unanswered(self) -> bool:
-        """A reply failed before anything of it was made: True if the other chain answers now."""
-        if self._hand_over is None or self._hand_over.due is None:
-            return False
-        self._go_over(self._hand_over)
-        return True
-
-    def _go_over(self, hand_over: HandOver) -> None:
-        chain = hand_over.take()
-        self._dialogue.use(chain, voice=hand_over.hybrid.chains["cascade"])
-        self._ears.use(chain.split()[0])
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

@@ -9,17 +9,19 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+from ._streams import Tasks
+from .clock import Clock
 from .errors import DuplicateSessionError, ProviderError, ProviderTimeoutError, SessionNotFoundError
+from .keeping import LEASE_MS, Keeper
+from .session import Session
 from .snapshot import Snapshot
 from .store import Claim, SessionStore
 
-__all__ = ["BEAT_MS", "LEASE_MS", "Shelf", "read"]
+__all__ = ["Shelf", "read"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("beluga_voice.manager")
-LEASE_MS = 15_000.0  # how long a process that says nothing still owns its sessions
-BEAT_MS = LEASE_MS / 3
 STORE_MS = 5_000.0  # a store that takes longer counts as failed
 
 
@@ -28,11 +30,16 @@ class Shelf:
 
     Args:
         store: where; None: they live in this process only.
+        tasks: who owns the saving.
         counters: what failed, by name.
+        clock: whose time.
+        ttl_ms: how long what is kept of a session outlives its last saving.
     """
 
-    def __init__(self, store: SessionStore | None, counters: Counter[str]) -> None:
-        self.store, self._counters = store, counters
+    def __init__(
+        self, store: SessionStore | None, tasks: Tasks, counters: Counter[str], clock: Clock, *, ttl_ms: float
+    ) -> None:
+        self.store, self._tasks, self._counters, self._clock, self._ttl_ms = store, tasks, counters, clock, ttl_ms
 
     async def open(self) -> None:
         """Make the store ready. Raises what it raises."""
@@ -76,6 +83,20 @@ class Shelf:
         if claim is None:
             raise DuplicateSessionError(f"a session {session_id!r} lives in another process; resume it with its token")
         return claim
+
+    def keeper(self, session: Session, claim: Claim | None) -> Keeper | None:
+        """Who keeps the session from now on; None without a store. Without a claim it is still to be claimed."""
+        if self.store is None:
+            return None
+        return Keeper(
+            self.store,
+            session,
+            claim.epoch if claim is not None else None,
+            ttl_ms=self._ttl_ms,
+            tasks=self._tasks,
+            counters=self._counters,
+            clock=self._clock,
+        )
 
     async def let_go(self, session_id: str, claim: Claim) -> None:
         """Nothing came of a claim: the session is anybody's again."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from .errors import InvalidTransitionError
 
-__all__ = ["TABLE", "Happening", "SessionState", "move", "table"]
+__all__ = ["FINAL_STATES", "TABLE", "Happening", "SessionState", "move", "table"]
 
 
 class SessionState(StrEnum):
@@ -71,6 +71,7 @@ TABLE: dict[SessionState, dict[Happening, SessionState]] = {
     _S.DISCONNECTED: {},
     _S.ERROR: {},
 }
+FINAL_STATES = frozenset(state for state, moves in TABLE.items() if not moves)
 
 
 def move(state: SessionState, happening: Happening) -> SessionState:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import beluga_voice
-from beluga_voice import _toml, config, imports
+from beluga_voice import _tables, _toml, config, imports
 from beluga_voice.errors import BelugaVoiceError, ChainError, ConfigError, MissingKeyError, OptionError
 
 APP = """
@@ -407,7 +407,7 @@ def test_what_came_from_the_environment_is_never_in_a_message(text, file, monkey
 
 # --- whatever is in the file -----------------------------------------------------------------------------------------
 
-KNOWN = (*config.TABLES, "provider", "voice", "before", "after", "silence_ms", "greeting", "max_sessions", "db")
+KNOWN = (*_tables.TABLES, "provider", "voice", "before", "after", "silence_ms", "greeting", "max_sessions", "db")
 names = st.sampled_from(KNOWN) | st.text(max_size=6)
 plain = (
     st.text(max_size=8)

@@ -13,18 +13,18 @@ LAYERS = {
     "nouns": ("errors", "clock", "audio", "frames", "options"),
     "joining": (
         *("chain", "_streams", "_redaction", "_watch", "engine", "_fields", "wire", "link", "breaker", "resilience", "ranked"),
-        *("remote", "vendor_socket", "failures", "cancelling", "tools", "tool_runs", "_parameters", "imports"),
+        *("remote", "vendor_socket", "failures", "cancelling", "tools", "tool_runs", "apart", "_parameters", "imports"),
     ),
     "finding": ("_registry", "hookspecs"),
     "kinds": ("vad", "turn", "stt", "agent", "tts", "s2s", "transport", "store", "processor"),
     "running": (
         *("settings", "state", "history", "events", "barge_in", "echo", "overheard", "playout", "reply", "says", "filler"),
-        *("mouth", "providers", "floor", "replies", "owed", "overhearing", "words", "dialogue", "ears", "asking", "session"),
-        *("_spans", "_turn_spans", "_instruments"),
-        *("manager", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "shelf"),
+        *("mouth", "providers", "floor", "replies", "owed", "outage", "overhearing", "words", "dialogue", "ears"),
+        *("asking", "pipeline", "session", "_spans", "_turn_spans", "_instruments"),
+        *("manager", "telemetry", "hybrid", "reconnect", "line", "intake", "snapshot", "keeping", "shelf", "engine_pool"),
         *("admission", "connection", "announcing", "limits"),
     ),
-    "outer": ("builtin", "testing", "cli", "config", "server", "client", "_toml", "_contracts", "__main__"),
+    "outer": ("builtin", "testing", "cli", "config", "server", "client", "_tables", "_toml", "_contracts", "__main__"),
 }
 PLACE = {module: number for number, modules in enumerate(LAYERS.values()) for module in modules}
 FRONT_DOOR = "__init__"

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -22,7 +24,9 @@ from .contract import S2S, S2SSession
 
 __all__ = ["Dialer", "Failover", "Link", "failover"]
 
-STABLE_MS = 10_000.0  # a connection that lasted longer was good
+Work = Coroutine[Any, Any, Exception]
+
+STABLE_MS = 1_000.0  # a connection that lasted longer did not die at once: the next one is made at once, too
 
 
 class Failover(S2S):
@@ -82,13 +86,36 @@ def failover(*engines: S2S, options: ResilienceOptions | None = None) -> Failove
 
 @attrs.define(eq=False)
 class Link:
-    """A connection that is open: with whom, what it was told first, and since when."""
+    """A connection that is open: with whom, what it was told first, since when, and what is done over it."""
 
     engine: S2S
     session: S2SSession
     history: tuple[Any, ...]
     call: Call
     since_ms: float
+    _tasks: list[asyncio.Task[Exception]] = attrs.field(init=False, factory=list)
+    _given_up: asyncio.Future[Exception] = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().create_future())
+
+    async def work(self, context: Context, hear: Work, feed: Work) -> Exception:
+        """Do both in tasks of the session, until one of them ends or the connection is given up: why."""
+        for part, name in ((hear, "events"), (feed, "input")):
+            self._tasks.append(context.spawn(part, f"{self.engine.name} {name}"))
+        ends = (*self._tasks, self._given_up)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return next(one.result() for one in ends if one.done())
+
+    def give_up(self, error: Exception) -> None:
+        """It is no good any more."""
+        if not self._given_up.done():
+            self._given_up.set_result(error)
+
+    async def stop(self) -> None:
+        """Do nothing more over it; what is behind it is still to be closed."""
+        self.call.close()
+        for task in self._tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):  # once more; they end all the same
+            await asyncio.wait(self._tasks)
 
 
 class Dialer:

@@ -8,8 +8,8 @@ from ..frames import AudioIn
 
 __all__ = ["Recall"]
 
-QUIET_MS = 1_000.0  # before the model tells of speech, it has begun
 LONGEST_MS = 30_000.0
+GIVE_UP_MS = 10_000.0  # speech of which no turn has come by then is none
 
 
 class Recall:
@@ -17,14 +17,16 @@ class Recall:
 
     Args:
         counters: counts what was dropped, in ms, as "s2s_recall_dropped_ms".
+        quiet_ms: how much is kept while nobody has told of speech: it may have begun.
     """
 
-    def __init__(self, counters: Counter[str]) -> None:
-        self._counters = counters
+    def __init__(self, counters: Counter[str], quiet_ms: float) -> None:
+        self._counters, self._quiet_ms = counters, quiet_ms
         self._over: deque[AudioIn] = deque()
         self._now: deque[AudioIn] = deque()
         self._now_ms = 0.0
-        self.speaking = False
+        self._of_a_turn = self._ended = False  # what is kept has speech; that has ended
+        self._since_ms = 0.0  # audio since then
 
     @property
     def untold(self) -> bool:
@@ -35,20 +37,28 @@ class Recall:
         """Keep a piece of audio."""
         self._now.append(frame)
         self._now_ms += _ms(frame)
-        self._trim(LONGEST_MS if self.speaking else QUIET_MS)
+        if self._ended:
+            self._since_ms += _ms(frame)
+            self._of_a_turn = self._of_a_turn and self._since_ms < GIVE_UP_MS
+        self._trim(LONGEST_MS if self._of_a_turn else self._quiet_ms)
+
+    def speech(self, goes_on: bool) -> None:
+        """The caller begins to speak, or ends: their turn may go on for long after."""
+        self._ended, self._since_ms = not goes_on, 0.0
+        self._of_a_turn = self._of_a_turn or goes_on
 
     def turn_over(self) -> None:
         """The caller's turn ended with what was pushed last."""
         self._over, self._now, self._now_ms = self._now, deque(), 0.0
-        self.speaking = False
+        self._of_a_turn = False
 
     def told(self) -> None:
         """What the caller said in the turn that is over is known."""
         self._over.clear()
 
-    def take(self) -> list[AudioIn]:
-        """Everything kept, in order; it will be pushed again."""
-        kept = [*self._over, *self._now]
+    def take(self) -> tuple[list[AudioIn], list[AudioIn]]:
+        """Everything kept, of the turn that is over and since; it will be pushed again."""
+        kept = list(self._over), list(self._now)
         self._over.clear()
         self._now.clear()
         self._now_ms = 0.0
@@ -58,7 +68,7 @@ class Recall:
         while self._now_ms > limit_ms and len(self._now) > 1:
             dropped_ms = _ms(self._now.popleft())
             self._now_ms -= dropped_ms
-            if self.speaking:
+            if self._of_a_turn:
                 self._counters["s2s_recall_dropped_ms"] += round(dropped_ms)
 
 

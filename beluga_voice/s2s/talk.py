@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
 from .._streams import Channel
-from ..audio import Audio, Resampler
 from ..clock import Timers
 from ..engine import Context
 from ..errors import ProviderError, ProviderTimeoutError
@@ -36,6 +35,7 @@ from ..frames import (
     Transcript,
     TurnEnded,
 )
+from .caller_audio import CallerAudio
 from .contract import S2S, S2SSession
 from .failover import Dialer, Link
 from .recall import Recall
@@ -43,13 +43,11 @@ from .tool_use import ToolUse
 
 __all__ = ["Talk"]
 
-F = TypeVar("F", bound=SpeechStarted | SpeechEnded | TurnEnded)
-
 WAITING_AUDIO_MS = 5_000.0
+QUIET_MS = 1_000.0  # a VAD tells of speech within that
 MOST_HELD = 2_000  # frames of a reply that nobody has asked for yet
 AGAIN_MS = 3_000.0  # after nobody could be reached
 OF_A_REPLY = (TextDelta, AudioOut, ToolCalled, ReplyEnded)
-PLACES = {"at_ms", "speech_start_ms", "speech_end_ms", "audio_from_ms"}
 
 
 class Talk:
@@ -66,24 +64,24 @@ class Talk:
         self._dialer = Dialer(engine, context)
         self._inbox: Channel[Frame] = Channel(WAITING_AUDIO_MS, _audio_ms)
         self._dropped = 0
-        self._recall = Recall(context.counters)
+        self._recall = Recall(context.counters, QUIET_MS if vad_before else WAITING_AUDIO_MS)
         self._timers = Timers(context.clock)
-        self._silence: asyncio.Future[Exception]
         self._down: asyncio.Event | None = None  # nobody could be reached; set when somebody is needed
         # the reply under way
         self._reply: ReplyWanted | None = None
         self._last = 0  # the number of the reply wanted last
         self._asked = self._sounded = False
+        self._made_ms = self._before_ms = 0.0  # of its sound: in all, and over connections before this one
         self._tools = ToolUse(engine.toolbox, context, self.put)
         self._held: list[Frame] = []
         # the connection
         self._link: Link | None = None
-        self._resampler: Resampler | None = None
-        self._sent_ms = self._line_ms = 0.0
+        self._audio = CallerAudio()
         self._owed = 0  # turns whose words are still to be told
         self._rehearing = False  # the model hears a turn again that the session knows to be over
         self._speaking = False  # as the model hears it
         self._source = ""
+        self._by_others = False  # the turn that is over was ended by a button, a limit or a VAD
 
     # --- from the stage ----------------------------------------------------------------------------------------------
 
@@ -93,14 +91,14 @@ class Talk:
             self._keep(frame)
         elif isinstance(frame, (SpeechStarted, SpeechEnded)):
             if self._vad_before:
-                self._recall.speaking = isinstance(frame, SpeechStarted)
+                self._recall.speech(isinstance(frame, SpeechStarted))
                 if self._down is not None and isinstance(frame, SpeechEnded):
                     self._end_turn_unheard("vad", frame.speech_end_ms)
         elif isinstance(frame, (Interrupted, ReplyEnded)):
             self._reply_over(frame)
         elif isinstance(frame, EndTurn):
             if self._down is not None:
-                self._end_turn_unheard(frame.source, self._line_ms)
+                self._end_turn_unheard(frame.source, self._audio.line_ms)
             else:
                 self._inbox.put_over(frame)  # after the audio before it
         else:
@@ -108,6 +106,7 @@ class Talk:
                 self._tools.came(frame)
             if isinstance(frame, ReplyWanted):
                 self._reply, self._last, self._asked, self._sounded = frame, frame.reply, False, False
+                self._made_ms = self._before_ms = 0.0
                 if self._down is not None:
                     self._down.set()
             self._inbox.put_urgent(frame)
@@ -115,7 +114,7 @@ class Talk:
     def _keep(self, frame: AudioIn) -> None:
         if self._down is not None:
             self._recall.push(frame)
-            self._line_ms = frame.end_ms
+            self._audio.passed(frame)
             return
         self._inbox.put_dropping(frame)
         if self._inbox.dropped > self._dropped:
@@ -131,15 +130,15 @@ class Talk:
         if isinstance(frame, ReplyEnded) and unfinished:  # the session has waited long enough
             frame = Interrupted(frame.reply, math.inf, frame.heard_text)
         if isinstance(frame, Interrupted):
-            self._rehearing = False
             self._tools.leave()
-            self._inbox.put_urgent(frame)
+            self._inbox.put_urgent(attrs.evolve(frame, played_ms=max(0.0, frame.played_ms - self._before_ms)))
 
     def _end_turn_unheard(self, source: str, end_ms: float) -> None:
         """The model cannot say that a turn is over; who is reached later will hear it."""
         self._recall.turn_over()
+        self._by_others = True
         self._owed += 1
-        self._context.emit(TurnEnded(self._line_ms, source, speech_end_ms=end_ms))
+        self._context.emit(TurnEnded(self._audio.line_ms, source, speech_end_ms=end_ms))
 
     # --- connections -------------------------------------------------------------------------------------------------
 
@@ -157,31 +156,22 @@ class Talk:
 
     async def _hold(self, link: Link) -> Exception:
         """Talk over one connection until it breaks; why it did."""
-        self._link, self._resampler, self._sent_ms = link, None, 0.0
-        silent: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        self._silence = silent
-        work = (self._hear(link.session), self._feed(link.session, link.history))
-        names = (f"{link.engine.name} events", f"{link.engine.name} input")
-        tasks = [self._context.spawn(one, name) for one, name in zip(work, names)]
+        self._link = link
+        self._audio.begin()
         try:
-            await asyncio.wait([*tasks, silent], return_when=asyncio.FIRST_COMPLETED)
-            error = next(one.result() for one in (*tasks, silent) if one.done())
+            error = await link.work(self._context, self._hear(link.session), self._feed(link.session, link.history))
         except BaseException:  # the session is over
-            await self._let_go(link, tasks)
+            await self._let_go(link)
             await link.session.aclose()
             raise
-        await self._let_go(link, tasks)
+        await self._let_go(link)
         self._context.spawn(link.session.aclose(), f"{link.engine.name} closing")  # one that is dead takes its time
         return error
 
-    async def _let_go(self, link: Link, tasks: list[asyncio.Task[Exception]]) -> None:
+    async def _let_go(self, link: Link) -> None:
         self._link = None
         self._timers.cancel()
-        link.call.close()
-        for task in tasks:
-            task.cancel()
-        with suppress(asyncio.CancelledError):  # once more; they end all the same
-            await asyncio.wait(tasks)
+        await link.stop()
 
     def _await_more(self) -> None:
         """The model owes more of a reply: it has so long."""
@@ -189,33 +179,34 @@ class Talk:
         self._timers.set("more", wait_ms, self._silent, wait_ms)
 
     def _silent(self, waited_ms: float) -> None:
-        if self._link is not None and not self._silence.done():
+        if self._link is not None:
             name = self._link.engine.name
             message = f"s2s {name!r} gave nothing for {waited_ms:g} ms; expected more of its reply sooner"
-            self._silence.set_result(ProviderTimeoutError(message, provider=name, kind="s2s"))
+            self._link.give_up(ProviderTimeoutError(message, provider=name, kind="s2s"))
 
     def _broken(self) -> None:
         """The connection is gone: what it owed, and who will get it."""
         self._held.clear()
+        self._before_ms = self._made_ms
         while self._owed > int(self._hears_again):
             self._close_words()
         if self._asked and self._sounded and not self._tools.open:
-            self._end_reply()  # half an answer is an end: the rest would not fit to it
+            self._end_reply(broken=True)  # half an answer is an end: the rest would not fit to it
 
     async def _do_without(self, error: ProviderError) -> None:
         """Nobody can be reached: whoever waits for an answer waits no longer. Returns when it is time to try again."""
+        if self._speaking:
+            self._speech(SpeechEnded(self._audio.line_ms, self._audio.line_ms))
         if self._down is None:
             self._context.emit(Failed("s2s", error))
         while self._owed:
             self._close_words()
         self._end_reply()
-        if self._speaking:
-            self._speech(SpeechEnded(self._line_ms, self._line_ms))
         self._recall.told()
         self._down = asyncio.Event()
         for frame in self._inbox.drain():
-            if isinstance(frame, AudioIn):
-                self._keep(frame)
+            if isinstance(frame, (AudioIn, EndTurn)):
+                self.put(frame)
         with suppress(TimeoutError):
             async with asyncio.timeout(AGAIN_MS / 1000.0):
                 await self._down.wait()
@@ -223,16 +214,15 @@ class Talk:
     @property
     def _hears_again(self) -> bool:
         """True when the next connection is to tell the words of a turn that is over, for nobody knows them."""
-        untold = self._recall.untold and self._owed > 0 and not self._tools.used
-        return untold and (self._reply is not None or not self._recall.speaking)
+        return self._recall.untold and self._owed > 0 and not self._tools.used
 
-    def _end_reply(self) -> None:
-        """Say of the reply under way, if there is one, that no more of it will come."""
+    def _end_reply(self, broken: bool = False) -> None:
+        """Say of the reply under way, if there is one, that no more of it will come; `broken`: not all that was to come."""
         self._timers.cancel()
         if self._reply is not None:
             self._reply = None
             self._tools.leave()
-            self._context.emit(ReplyEnded(0, "", False))
+            self._context.emit(ReplyEnded(0, "", broken))
 
     def _close_words(self) -> None:
         self._owed -= 1
@@ -254,9 +244,16 @@ class Talk:
         reply, asked = self._reply, self._asked
         self._tools.connected(history)
         self._rehearing = self._hears_again
+        while self._owed > int(self._rehearing):
+            self._close_words()  # nobody will tell them
         if not self._rehearing:
             self._recall.told()
-        for frame in self._recall.take():
+        over, since = self._recall.take()
+        for frame in over:
+            await self._send(model, frame)
+        if over and self._by_others:
+            await model.end_turn()
+        for frame in since:
             await self._send(model, frame)
         known = reply is not None and bool(reply.text) and _ends_with(history, reply.text)
         if reply is None or reply is not self._reply or not (asked or known) or self._rehearing:
@@ -285,19 +282,12 @@ class Talk:
             self._source = frame.source
             await model.end_turn()
             if self._speaking:
-                self._speech(SpeechEnded(self._line_ms, self._line_ms))
+                self._speech(SpeechEnded(self._audio.line_ms, self._audio.line_ms))
 
     async def _send(self, model: S2SSession, frame: AudioIn) -> None:
         self._recall.push(frame)
-        if self._link is None:
-            return
-        rate_hz = self._link.engine.capabilities.input_rate_hz
-        if self._resampler is None or self._resampler.from_hz != frame.sample_rate_hz:
-            self._resampler = Resampler(frame.sample_rate_hz, rate_hz)
-        audio = Audio(self._resampler.feed(frame.pcm), rate_hz)
-        self._sent_ms += len(frame.pcm) * 500.0 / frame.sample_rate_hz
-        self._line_ms = frame.end_ms
-        await model.send_audio(audio)
+        if self._link is not None:
+            await model.send_audio(self._audio.taken(frame, self._link.engine.capabilities.input_rate_hz))
 
     async def _ask(self, model: S2SSession, wanted: ReplyWanted) -> None:
         if wanted is not self._reply or self._asked or self._rehearing:
@@ -335,7 +325,7 @@ class Talk:
             else:
                 self._context.counters["stale_frames_dropped"] += 1
         elif isinstance(event, (SpeechStarted, SpeechEnded)):
-            self._speech(self._placed(event))
+            self._speech(self._audio.placed(event))
         elif isinstance(event, TurnEnded):
             self._turn_ended(event)
         elif isinstance(event, Transcript):
@@ -348,7 +338,8 @@ class Talk:
         began = isinstance(event, SpeechStarted)
         if self._vad_before or self._rehearing or began == self._speaking:
             return
-        self._speaking = self._recall.speaking = began
+        self._speaking = began
+        self._recall.speech(began)
         self._context.emit(event)
 
     def _turn_ended(self, event: TurnEnded) -> None:
@@ -359,9 +350,11 @@ class Talk:
                 self._asked = False
                 self._inbox.put_urgent(self._reply)
             return
-        placed = self._placed(event)
+        placed = self._audio.placed(event)
         if self._speaking:
-            self._speech(SpeechEnded(self._line_ms, placed.speech_end_ms if placed.speech_end_ms >= 0 else self._line_ms))
+            end_ms = placed.speech_end_ms if placed.speech_end_ms >= 0 else self._audio.line_ms
+            self._speech(SpeechEnded(self._audio.line_ms, end_ms))
+        self._by_others = bool(self._source)
         source, self._source = self._source or event.source, ""
         self._recall.turn_over()
         self._context.emit(attrs.evolve(placed, source=source))
@@ -377,7 +370,8 @@ class Talk:
             if not self._owed:
                 return
             self._owed -= 1
-            self._recall.told()
+            if not self._owed:
+                self._recall.told()
         self._context.emit(event)
 
     def _tell(self, frame: Frame) -> None:
@@ -390,22 +384,17 @@ class Talk:
             self._timers.cancel()
             self._tools.use(frame)
         else:
-            if isinstance(frame, AudioOut) and not self._sounded:
-                self._sounded = True
-                if self._link is not None:
+            if isinstance(frame, AudioOut):
+                self._made_ms += _audio_ms(frame)
+                if not self._sounded and self._link is not None:
                     self._link.call.first()
                     self._link.call.succeeded()
+                self._sounded = True
             self._context.emit(frame)
 
     @property
     def _closes(self) -> bool:
         return self._link is not None and self._link.engine.capabilities.closes
-
-    def _placed(self, event: F) -> F:
-        """The event with its places on the caller's line instead of in what this connection was sent."""
-        moved_ms = self._line_ms - self._sent_ms
-        at = {field.name: getattr(event, field.name) for field in attrs.fields(type(event)) if field.name in PLACES}
-        return attrs.evolve(event, **{name: max(0.0, ms + moved_ms) for name, ms in at.items() if ms >= 0})
 
 
 def _ends_with(history: tuple[Any, ...], text: str) -> bool:
@@ -418,4 +407,4 @@ def _answers_by_itself(model: S2SSession) -> bool:
 
 
 def _audio_ms(frame: Frame) -> float:
-    return len(frame.pcm) * 500.0 / frame.sample_rate_hz if isinstance(frame, AudioIn) else 0.0
+    return len(frame.pcm) * 500.0 / frame.sample_rate_hz if isinstance(frame, (AudioIn, AudioOut)) else 0.0

@@ -18,10 +18,11 @@ from ..errors import (
     TransportClosed,
 )
 from ..snapshot import Snapshot
-from .line import UNKNOWN, LineOptions, WireLine
+from .line import LineOptions, WireLine
 from .peer import Peer
 from .service import Service
 from .tickets import Grant, TicketError
+from .welcome import UNKNOWN
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -21,8 +21,9 @@ from .attachment import Attachment, Socket
 from .bounds import LineOptions
 from .hearing import Hearing
 from .playhead import Playhead
-from .telling import Teller, history_message
+from .telling import Teller
 from .tokens import ResumeTokens
+from .welcome import UNKNOWN, Welcome
 from .writing import Writing
 
 __all__ = ["LineOptions", "WireLine"]
@@ -30,10 +31,9 @@ __all__ = ["LineOptions", "WireLine"]
 log = logging.getLogger("beluga_voice.server")
 
 GONE = 0
-PROTOCOL, REPLACED, REFUSED, INTERNAL = 4400, 4409, 4410, 4500
+REPLACED, REFUSED, INTERNAL = 4409, 4410, 4500
 MAX_PCM = wire.MAX_BYTES - wire.SEQ_BYTES
 COMPLAINT_MS = 1_000.0
-UNKNOWN = "the session is over, or the resume token is not its newest; begin a new one"
 
 
 class WireLine(Transport):
@@ -80,11 +80,8 @@ class WireLine(Transport):
             next_seq=hello.resume.received_seq + 1 if saved is not None and hello.resume is not None else 0,
             received_seq=received_seq,
         )
-        self._events_lost = saved is not None
-        self._history_seq: int | None = None
-        if saved is not None:  # its place is before everything that this process says
-            self._history_seq = self._link.next_seq
-            self._link.stamp(history_message(()))
+        rates_hz = (self.input_rate_hz, self.output_rate_hz)
+        self._welcome = Welcome(self._link, rates_hz, self.tokens, moved=saved is not None)
         self._head = Playhead(self.output_rate_hz)
         self._writing = Writing(
             told, clock=self._clock, link=self._link, head=self._head, counters=self._counted, safe_seq=received_seq
@@ -100,7 +97,6 @@ class WireLine(Transport):
         )
         self._inbound = self._hearing.inbound
         self._paused = False
-        self._proven = saved is not None
         self._clears = 0
         self._teller = Teller()
         self._complained: dict[str, float] = {}
@@ -130,12 +126,7 @@ class WireLine(Transport):
         Raises:
             WireError: the resume token is wrong (4410), or the rates are not the line's (4400).
         """
-        if hello.resume is None or not self.tokens.check(hello.resume.resume_token):
-            raise wire.WireError(REFUSED, UNKNOWN)
-        ours, theirs = (self.input_rate_hz, self.output_rate_hz), (hello.input_rate_hz, hello.output_rate_hz)
-        if ours != theirs:
-            wanted = f"expected the session's {ours[0]} and {ours[1]}"
-            raise wire.WireError(PROTOCOL, f"hello: a resume at {theirs[0]} and {theirs[1]} Hz; {wanted}")
+        self._welcome.admit(hello)
 
     # --- a socket's time on the line ---------------------------------------------------------------------------------
 
@@ -169,7 +160,7 @@ class WireLine(Transport):
                 await before.stopped.wait()  # what it had in hand is counted as received
                 self._inbound.lost(LineLost("a newer connection took the place of the line's own"))
             if self._attachment is here:
-                await self._pump(here, self._welcome(here, resume, limits or {}, history))
+                await self._pump(here, self._begin(here, resume, limits or {}, history))
             else:
                 here.end(REPLACED, wire.close_code("replaced")[1])
             self._detach(here)
@@ -211,39 +202,20 @@ class WireLine(Transport):
             why = here.ended.result()[1] if here.ended.done() and not here.ended.cancelled() else "its server stopped"
             self._inbound.lost(LineLost(f"the line broke: {why}"))
 
-    def _welcome(
+    def _begin(
         self, here: Attachment, resume: wire.Resume | None, limits: Mapping[str, Any], history: Iterable[Message]
     ) -> str:
-        """Set everything to where the caller is, and tell it where the line is."""
-        now_ms, link = self._clock.now_ms(), self._link
-        received_seq = -1 if resume is None else resume.received_seq
-        lost = self._events_lost or not link.first_seq <= received_seq + 1 <= link.next_seq
-        if received_seq >= link.next_seq:
-            link.skip_to(received_seq + 1)
-        if self._history_seq is not None:
-            link.amend(self._history_seq, history_message(history))
-        elif lost and resume is not None:
-            link.stamp(history_message(history))
-        link.acked(received_seq)
-        here.cursor = link.first_seq
-        self._events_lost = lost
-        played_seq = resume.played_seq if resume is not None and resume.played_seq >= 0 else None
-        self._head.attach(now_ms, received_seq, played_seq, 0.0 if resume is None else resume.played_ms)
-        if resume is not None:
+        """Set everything to where the caller is; the welcome."""
+        now_ms = self._clock.now_ms()
+        welcome = self._welcome.message(self.session_id, resume, limits, history)
+        here.cursor = self._link.first_seq
+        if resume is None:
+            self._head.attach(now_ms)
+        else:
+            played_seq = resume.played_seq if resume.played_seq >= 0 else None
+            self._head.attach(now_ms, resume.received_seq, played_seq, resume.played_ms)
             self._hearing.back(None if self._heard_ms is None else now_ms - self._heard_ms, now_ms)
-        return wire.text(
-            {
-                "type": "welcome",
-                "session_id": self.session_id,
-                "resume_token": self.tokens.issue(),
-                "resumed": resume is not None,
-                "received_seq": link.received_seq,
-                "input_rate_hz": self.input_rate_hz,
-                "output_rate_hz": self.output_rate_hz,
-                "limits": dict(limits),
-                "events_lost": lost,
-            }
-        )
+        return welcome
 
     async def _guard(self, here: Attachment, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -287,9 +259,8 @@ class WireLine(Transport):
             try:
                 heard = wire.parse_client(message)
                 if not here.proven:
-                    here.proven = self._proven = True
-                    self.tokens.confirm()
-                    self._events_lost, self._history_seq = False, None  # it has the welcome that told of it
+                    here.proven = True
+                    self._welcome.answered()
                 if isinstance(heard, wire.AudioMessage):
                     await self._hearing.audio(here, heard, now_ms)
                     here.heard_ms = self._clock.now_ms()
@@ -350,7 +321,7 @@ class WireLine(Transport):
         return self._head.played_ms(self._clock.now_ms())
 
     async def reattached(self) -> None:
-        if self._proven:
+        if self._welcome.proven:
             await self._back.wait()
         else:  # nobody who was never heard may hold a session's place for the whole window
             try:
