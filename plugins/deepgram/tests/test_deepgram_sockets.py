@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import ssl
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import pytest
 import trustme
@@ -257,9 +257,12 @@ class TestTLS:
         async def main():
             async with secure(DeepgramServer()) as server:
                 given = {"api_key": server.api_key, "base_url": server.url}
-                async with DeepgramSTT(**given) as nova, FluxSTT(**given) as flux, DeepgramTTS(**given) as aura:
-                    async with opened(nova), opened(nova), opened(flux), opened(aura):
-                        return server.open_sockets, len(contexts_in_use())
+                engines = DeepgramSTT(**given), FluxSTT(**given), DeepgramTTS(**given)
+                async with AsyncExitStack() as stack:
+                    nova, flux, aura = [await stack.enter_async_context(engine) for engine in engines]
+                    for engine in (nova, nova, flux, aura):
+                        await stack.enter_async_context(opened(engine))
+                    return server.open_sockets, len(contexts_in_use())
 
         assert run_simulated(main()) == (4, 1)
 
