@@ -2,7 +2,10 @@
 
 At DEBUG `websockets` logs the headers of its handshakes, and with them the key, whatever SDK it was called by.
 
->>> keep_out_of_logs("sk-0123456789")
+>>> class Access:
+...     api_key = "sk-0123456789"
+>>> access = Access()
+>>> keep_out_of_logs(access.api_key, access)
 >>> record = logging.LogRecord("websockets.client", logging.DEBUG, "", 0, "> %s: %s", ("key", "sk-0123456789"), None)
 >>> logging.getLogger("websockets.client").filter(record) and record.getMessage()
 '> key: ***'
@@ -11,30 +14,34 @@ At DEBUG `websockets` logs the headers of its handshakes, and with them the key,
 from __future__ import annotations
 
 import logging
+import weakref
 
 __all__ = ["keep_out_of_logs"]
 
 LOGGERS = ("websockets.client",)
 SHORTEST = 8  # what is shorter is no key, and may be part of any word
 
-_keys: set[str] = set()
+_keys: dict[int, str] = {}  # by who has them
 
 
 class _Redaction(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        for key in _keys:
+        for key in set(_keys.copy().values()):  # meanwhile, another thread may make an engine, or let one go
             if key in message:
                 message = message.replace(key, "***")
                 record.msg, record.args = message, ()
         return True
 
 
-def keep_out_of_logs(key: str) -> None:
-    """From now on `key` is "***" in what the libraries above log."""
+_redaction = _Redaction()
+
+
+def keep_out_of_logs(key: str, holder: object) -> None:
+    """As long as `holder` lives, `key` is "***" in what the libraries above log."""
     if len(key) < SHORTEST:
         return
-    if not _keys:
-        for name in LOGGERS:
-            logging.getLogger(name).addFilter(_Redaction())
-    _keys.add(key)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_redaction)
+    _keys[id(holder)] = key
+    weakref.finalize(holder, _keys.pop, id(holder), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 
 import attrs
 
@@ -23,6 +24,7 @@ STEP_MS = 40.0
 ONE_MS = 1.0
 ROUNDING_MS = 30.0
 RECENT_MS = 700.0
+FASTEST = 0.02  # letters and blanks a ms: 200 words a minute; hardly a voice speaks faster
 UNHEARD_MS = 150.0  # a syllable takes about this long: a reply that was stopped sooner was not heard
 
 
@@ -104,13 +106,15 @@ class Playout:
         """Add text whose place in the audio nobody tells: it is taken to be spread evenly over all of it."""
         self._spread += text
 
-    def finish(self) -> None:
-        """No more audio will be added."""
+    def finish(self, *, broken: bool = False) -> None:
+        """No more audio will be added; `broken`: it is not all there, and spread text may be ahead of it."""
         if self._resampler is not None and self._stopped_ms is None:
             rest, self._resampler = self._resampler.feed(b"", last=True), None
             if rest:
                 self._pieces.append(rest)
                 self._total += len(rest) // BYTES_PER_SAMPLE
+        if broken:
+            self._spread = _sayable(self._spread, self._ms(self._total))
         self._finished = True
         self._wake()
 
@@ -302,6 +306,13 @@ class Playout:
 
     def _samples(self, ms: float) -> int:
         return int(ms * self._rate_hz / 1000.0 + 1e-6)
+
+
+def _sayable(text: str, audio_ms: float) -> str:
+    """As many words of the text as can have been said in so long."""
+    words = text.split()
+    ends = accumulate(len(word) + 1 for word in words)
+    return " ".join(word for word, end in zip(words, ends) if end <= audio_ms * FASTEST + 1)
 
 
 def _heard_part(span: _Span, played_ms: float, share: float, at_least: int) -> str:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import attrs
 
@@ -140,8 +140,8 @@ class Remote(Engine):
             )
         if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
             raise OptionError(f"{owner}: option 'api_key' is *** (a text with spaces or signs no key has); copy it again")
-        keep_out_of_logs(api_key)
         self.access = Access(api_key, _root(self.options.base_url or self.vendor.base_url, owner))
+        keep_out_of_logs(api_key, self.access)
         self.account = f"{self.vendor.name}@{self.access.fingerprint}"
         self.max_concurrent = self.options.max_concurrent or None
         if self.kind in ("stt", "s2s"):  # a session holds one of them from its beginning to its end
@@ -203,7 +203,7 @@ class Remote(Engine):
 class _Lease:
     """One client, and how many engines use it."""
 
-    def __init__(self, vendor: Vendor, access: Access, shared: dict[Any, _Lease]) -> None:
+    def __init__(self, vendor: Vendor, access: Access, shared: WeakValueDictionary[Any, _Lease]) -> None:
         self.users = 0
         self._vendor, self._access, self._shared = vendor, access, shared
         self._making = asyncio.Lock()
@@ -230,11 +230,12 @@ class _Lease:
                     await self._vendor.close(client)
 
 
-_leases: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, _Lease]] = WeakKeyDictionary()
+# Held by the engines alone: a client knows its event loop, so that held here, one that was not closed would keep both for ever.
+_leases: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Any, _Lease]] = WeakKeyDictionary()
 
 
 def _lease(vendor: Vendor, access: Access) -> _Lease:
-    shared = _leases.setdefault(asyncio.get_running_loop(), {})
+    shared = _leases.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     return shared.setdefault((vendor.name, access), _Lease(vendor, access, shared))
 
 

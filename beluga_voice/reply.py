@@ -70,6 +70,7 @@ class Reply:
         self.tasks: list[asyncio.Task[None]] = []
         self._stages, self._first, self._on_frame = stages, first, on_frame
         self._apart = Apart()
+        self._broken = False  # who made it elsewhere broke off
         self._relayed: Channel[AudioOut] = Channel(MOST_RELAYED_BYTES, lambda frame: float(len(frame.pcm)))
 
     @property
@@ -112,6 +113,7 @@ class Reply:
         """Take one frame that comes by the ears, as fast as it comes; False for audio there is no room for any more."""
         if isinstance(frame, ReplyEnded):
             self.failed = not (self.text or self.made_audio or self.tools or self.excused)
+            self._broken = frame.interrupted
             self._relayed.close()
         elif isinstance(frame, AudioOut):
             if not self.made_audio:
@@ -132,7 +134,7 @@ class Reply:
             async for frame in self._relayed:
                 await self.playout.add(frame)
         finally:
-            self.playout.finish()
+            self.playout.finish(broken=self._broken)
 
     def note(self, frame: Frame) -> None:
         """Keep what `frame` says of the reply, and pass it on."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 
 import attrs
 import httpx
@@ -236,6 +238,27 @@ class TestClients:
         assert run_simulated(main()) is not run_simulated(main())
         assert len(closed) == 2
 
+    def test_a_client_that_nobody_closed_goes_with_its_engine(self):
+        """A program that runs many loops and forgets to close: neither clients nor loops pile up."""
+
+        class Client:
+            def __init__(self, access):
+                self.loop = None
+
+        async def main():
+            engine = Careless(api_key="a")
+            client = await engine.client()
+            client.loop = asyncio.get_running_loop()
+            assert await Careless(api_key="a").client() is client
+            return weakref.ref(client), weakref.ref(client.loop)
+
+        class Careless(ExampleTTS):
+            vendor = attrs.evolve(EXAMPLE, make=Client)
+
+        kept = [one for _ in range(3) for one in run_simulated(main())]
+        gc.collect()
+        assert [one() for one in kept] == [None] * 6
+
 
 class TestFailures:
     @pytest.mark.parametrize(
@@ -406,3 +429,19 @@ def test_the_key_is_nowhere(caplog):
         logging.getLogger("test").exception("it failed")
     assert [text for text in (*shown, caplog.text) if CANARY in text] == []
     assert "AuthError" in caplog.text
+
+
+def test_a_key_is_kept_out_of_logs_as_long_as_anybody_has_it(caplog):
+    """Keys that come with users are not remembered for ever: each line of a log would be searched for all of them."""
+    caplog.set_level(logging.DEBUG)
+    sockets = logging.getLogger("websockets.client")
+    engines = [ExampleTTS(api_key="sk-of-a-user") for _ in range(3)]
+    for _ in range(2):
+        engines.pop()
+        gc.collect()
+        sockets.debug("> authorization: %s", "sk-of-a-user")
+        assert caplog.messages[-1] == "> authorization: ***"
+    engines.clear()
+    gc.collect()
+    sockets.debug("> this is no key: %s", "sk-of-a-user")
+    assert caplog.messages[-1] == "> this is no key: sk-of-a-user"

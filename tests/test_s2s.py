@@ -386,6 +386,16 @@ class TestConnections:
         hold(chain(model), quiet(5_000))
         assert len(model.sessions) <= 6
 
+    @both
+    def test_a_bad_minute_is_no_outage(self, with_vad):
+        """A connection that breaks every few seconds: each time the next one goes on at once, and nothing is lost."""
+        model = ScriptedS2S()
+        talk = quiet(500) + b"".join(say(word) + quiet(2_500) for word in ("one", "two", "three", "four"))
+        drops = [(when_ms, lambda one: model.sessions[-1].drop()) for when_ms in (2_900, 4_500, 6_200, 7_900)]
+        call = hold(chain(model, with_vad), talk, at=drops)
+        assert [turn.user_text for turn in call.turns] == ["one", "two", "three", "four"]
+        assert (len(model.sessions), said(call, "error")) == (5, [])
+
     def test_failover_goes_to_the_next_model_with_the_history(self):
         """The first refuses for good; the second goes on with the conversation."""
         first, second = ScriptedS2S(), ScriptedS2S(lambda text: ["red"])

@@ -15,9 +15,9 @@ from typing import TypeVar
 import attrs
 
 from ..audio import Audio, Resampler
-from ..frames import AudioIn, SpeechEnded, SpeechStarted, TurnEnded
+from ..frames import AudioIn, AudioOut, Frame, SpeechEnded, SpeechStarted, TurnEnded
 
-__all__ = ["CallerAudio"]
+__all__ = ["CallerAudio", "audio_ms"]
 
 F = TypeVar("F", bound=SpeechStarted | SpeechEnded | TurnEnded)
 
@@ -49,7 +49,7 @@ class CallerAudio:
         if self._resampler is None or self._resampler.from_hz != frame.sample_rate_hz:
             self._resampler = Resampler(frame.sample_rate_hz, rate_hz)
         audio = Audio(self._resampler.feed(frame.pcm), rate_hz)
-        self._sent_ms += len(frame.pcm) * 500.0 / frame.sample_rate_hz
+        self._sent_ms += audio_ms(frame)
         self.line_ms = frame.end_ms
         return audio
 
@@ -58,3 +58,8 @@ class CallerAudio:
         moved_ms = self.line_ms - self._sent_ms
         at = {field.name: getattr(event, field.name) for field in attrs.fields(type(event)) if field.name in PLACES}
         return attrs.evolve(event, **{name: max(0.0, ms + moved_ms) for name, ms in at.items() if ms >= 0})
+
+
+def audio_ms(frame: Frame) -> float:
+    """How long the frame's sound lasts; 0 for a frame without."""
+    return len(frame.pcm) * 500.0 / frame.sample_rate_hz if isinstance(frame, (AudioIn, AudioOut)) else 0.0

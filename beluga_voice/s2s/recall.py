@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from ..frames import AudioIn
+from .caller_audio import audio_ms
 
 __all__ = ["Recall"]
 
@@ -36,9 +37,9 @@ class Recall:
     def push(self, frame: AudioIn) -> None:
         """Keep a piece of audio."""
         self._now.append(frame)
-        self._now_ms += _ms(frame)
+        self._now_ms += audio_ms(frame)
         if self._ended:
-            self._since_ms += _ms(frame)
+            self._since_ms += audio_ms(frame)
             self._of_a_turn = self._of_a_turn and self._since_ms < GIVE_UP_MS
         self._trim(LONGEST_MS if self._of_a_turn else self._quiet_ms)
 
@@ -56,21 +57,13 @@ class Recall:
         """What the caller said in the turn that is over is known."""
         self._over.clear()
 
-    def take(self) -> tuple[list[AudioIn], list[AudioIn]]:
-        """Everything kept, of the turn that is over and since; it will be pushed again."""
-        kept = list(self._over), list(self._now)
-        self._over.clear()
-        self._now.clear()
-        self._now_ms = 0.0
-        return kept
+    def kept(self) -> tuple[tuple[AudioIn, ...], tuple[AudioIn, ...]]:
+        """What a new connection is to hear: the turn that is over, and what came after it."""
+        return tuple(self._over), tuple(self._now)
 
     def _trim(self, limit_ms: float) -> None:
         while self._now_ms > limit_ms and len(self._now) > 1:
-            dropped_ms = _ms(self._now.popleft())
+            dropped_ms = audio_ms(self._now.popleft())
             self._now_ms -= dropped_ms
             if self._of_a_turn:
                 self._counters["s2s_recall_dropped_ms"] += round(dropped_ms)
-
-
-def _ms(frame: AudioIn) -> float:
-    return len(frame.pcm) * 500.0 / frame.sample_rate_hz

@@ -35,7 +35,7 @@ from ..frames import (
     Transcript,
     TurnEnded,
 )
-from .caller_audio import CallerAudio
+from .caller_audio import CallerAudio, audio_ms
 from .contract import S2S, S2SSession
 from .failover import Dialer, Link
 from .recall import Recall
@@ -62,7 +62,7 @@ class Talk:
     def __init__(self, engine: S2S, context: Context, *, vad_before: bool) -> None:
         self._engine, self._context, self._vad_before = engine, context, vad_before
         self._dialer = Dialer(engine, context)
-        self._inbox: Channel[Frame] = Channel(WAITING_AUDIO_MS, _audio_ms)
+        self._inbox: Channel[Frame] = Channel(WAITING_AUDIO_MS, audio_ms)
         self._dropped = 0
         self._recall = Recall(context.counters, QUIET_MS if vad_before else WAITING_AUDIO_MS)
         self._timers = Timers(context.clock)
@@ -73,6 +73,7 @@ class Talk:
         self._asked = self._sounded = False
         self._made_ms = self._before_ms = 0.0  # of its sound: in all, and over connections before this one
         self._tools = ToolUse(engine.toolbox, context, self.put)
+        self._ahead: list[TextDelta] = []  # text whose sound has not begun
         self._held: list[Frame] = []
         # the connection
         self._link: Link | None = None
@@ -187,20 +188,18 @@ class Talk:
     def _broken(self) -> None:
         """The connection is gone: what it owed, and who will get it."""
         self._held.clear()
+        self._ahead.clear()
         self._before_ms = self._made_ms
-        while self._owed > int(self._hears_again):
-            self._close_words()
+        self._close_words(but=int(self._hears_again))
         if self._asked and self._sounded and not self._tools.open:
             self._end_reply(broken=True)  # half an answer is an end: the rest would not fit to it
 
     async def _do_without(self, error: ProviderError) -> None:
         """Nobody can be reached: whoever waits for an answer waits no longer. Returns when it is time to try again."""
-        if self._speaking:
-            self._speech(SpeechEnded(self._audio.line_ms, self._audio.line_ms))
+        self._speech(SpeechEnded(self._audio.line_ms, self._audio.line_ms))
         if self._down is None:
             self._context.emit(Failed("s2s", error))
-        while self._owed:
-            self._close_words()
+        self._close_words()
         self._end_reply()
         self._recall.told()
         self._down = asyncio.Event()
@@ -224,9 +223,11 @@ class Talk:
             self._tools.leave()
             self._context.emit(ReplyEnded(0, "", broken))
 
-    def _close_words(self) -> None:
-        self._owed -= 1
-        self._context.emit(Transcript("", closes=True))
+    def _close_words(self, but: int = 0) -> None:
+        """Nobody will tell the words that are owed, `but` for so many turns."""
+        while self._owed > but:
+            self._owed -= 1
+            self._context.emit(Transcript("", closes=True))
 
     # --- to the model ------------------------------------------------------------------------------------------------
 
@@ -244,11 +245,10 @@ class Talk:
         reply, asked = self._reply, self._asked
         self._tools.connected(history)
         self._rehearing = self._hears_again
-        while self._owed > int(self._rehearing):
-            self._close_words()  # nobody will tell them
+        self._close_words(but=int(self._rehearing))
         if not self._rehearing:
             self._recall.told()
-        over, since = self._recall.take()
+        over, since = self._recall.kept()
         for frame in over:
             await self._send(model, frame)
         if over and self._by_others:
@@ -267,6 +267,7 @@ class Talk:
 
     async def _pass_on(self, model: S2SSession, frame: Frame) -> None:
         if isinstance(frame, AudioIn):
+            self._recall.push(frame)
             await self._send(model, frame)
         elif isinstance(frame, ReplyWanted):
             await self._ask(model, frame)
@@ -281,11 +282,9 @@ class Talk:
         elif isinstance(frame, EndTurn):
             self._source = frame.source
             await model.end_turn()
-            if self._speaking:
-                self._speech(SpeechEnded(self._audio.line_ms, self._audio.line_ms))
+            self._speech(SpeechEnded(self._audio.line_ms, self._audio.line_ms))
 
     async def _send(self, model: S2SSession, frame: AudioIn) -> None:
-        self._recall.push(frame)
         if self._link is not None:
             await model.send_audio(self._audio.taken(frame, self._link.engine.capabilities.input_rate_hz))
 
@@ -351,9 +350,8 @@ class Talk:
                 self._inbox.put_urgent(self._reply)
             return
         placed = self._audio.placed(event)
-        if self._speaking:
-            end_ms = placed.speech_end_ms if placed.speech_end_ms >= 0 else self._audio.line_ms
-            self._speech(SpeechEnded(self._audio.line_ms, end_ms))
+        end_ms = placed.speech_end_ms if placed.speech_end_ms >= 0 else self._audio.line_ms
+        self._speech(SpeechEnded(self._audio.line_ms, end_ms))
         self._by_others = bool(self._source)
         source, self._source = self._source or event.source, ""
         self._recall.turn_over()
@@ -377,6 +375,12 @@ class Talk:
     def _tell(self, frame: Frame) -> None:
         """One frame of the reply that was asked for."""
         self._await_more()
+        if isinstance(frame, TextDelta) and not self._sounded:  # another connection would tell it anew
+            self._ahead.append(frame)
+            return
+        ahead, self._ahead = self._ahead, []
+        for text in ahead:
+            self._context.emit(text)
         if isinstance(frame, ReplyEnded):
             self._end_reply()
         elif isinstance(frame, ToolCalled):
@@ -385,7 +389,7 @@ class Talk:
             self._tools.use(frame)
         else:
             if isinstance(frame, AudioOut):
-                self._made_ms += _audio_ms(frame)
+                self._made_ms += audio_ms(frame)
                 if not self._sounded and self._link is not None:
                     self._link.call.first()
                     self._link.call.succeeded()
@@ -404,7 +408,3 @@ def _ends_with(history: tuple[Any, ...], text: str) -> bool:
 
 def _answers_by_itself(model: S2SSession) -> bool:
     return type(model).answer is S2SSession.answer
-
-
-def _audio_ms(frame: Frame) -> float:
-    return len(frame.pcm) * 500.0 / frame.sample_rate_hz if isinstance(frame, (AudioIn, AudioOut)) else 0.0
