@@ -45,7 +45,8 @@ def tests(session: nox.Session) -> None:
     session.install(".[server]", *(f"./plugins/{name}" for name in PLUGINS), *group("test"))
     if os.environ.get("CI"):  # hundreds of megabytes, for silero's torch backend alone: without it those tests say so and skip
         session.run("pip", "install", "torch==2.13.0", success_codes=[0, 1])
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+    few_arenas = {"MALLOC_ARENA_MAX": "2"}  # else the C library keeps hundreds of megabytes of the models that were freed
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=few_arenas)
 
 
 @nox.session

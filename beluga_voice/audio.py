@@ -12,7 +12,6 @@ Sound is signed 16-bit little-endian mono unless an `AudioFormat` says otherwise
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -183,7 +182,7 @@ class PreRoll:
 
     def __init__(self, keep_ms: float) -> None:
         self.keep_ms = keep_ms
-        self._pieces: deque[tuple[float, bytes, int]] = deque()
+        self._pieces: list[tuple[float, bytes, int]] = []  # a list: it holds few
         self._held_ms = 0.0
 
     def push(self, at_ms: float, pcm: bytes, sample_rate_hz: int) -> None:
@@ -196,7 +195,7 @@ class PreRoll:
             if self._held_ms - oldest_ms < self.keep_ms:
                 break
             self._held_ms -= oldest_ms
-            pieces.popleft()
+            pieces.pop(0)
 
     def take_from(self, from_ms: float) -> Audio | None:
         """The kept audio from `from_ms` on, if there is any; nothing is kept afterwards."""

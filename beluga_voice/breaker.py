@@ -22,7 +22,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -79,7 +78,8 @@ class Breaker:
         self._clock, self._jitter = clock or Clock(), jitter
         self._state: State = "closed"
         self._period = 0  # the number of its states so far: what began in an earlier one is late
-        self._window: deque[tuple[bool, bool]] = deque(maxlen=window)  # failed, slow
+        self._size = window
+        self._window: list[tuple[bool, bool]] = []  # failed, slow
         self._until_ms = 0.0
         self._reopened = 0
         self._failed_in_a_row, self._refused = 0, False
@@ -181,6 +181,7 @@ class Breaker:
 
     def _count(self, failed: bool, slow: bool, on_change: OnChange | None) -> None:
         self._window.append((failed, slow))
+        del self._window[: -self._size]
         calls = len(self._window)
         if calls < self._minimum_calls:
             return

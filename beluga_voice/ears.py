@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -42,7 +41,7 @@ class Ears:
         self._chain, self._context, self._hear, self._on_crash = chain, context, hear, on_crash
         self._changeable = changeable
         self._next: Chain | None = None
-        self._recent: deque[AudioIn] = deque()
+        self._recent: list[AudioIn] = []  # a list: it holds few
         self._again_ms = -1.0  # audio before this place has been through the ears that were before
 
     def use(self, chain: Chain) -> None:
@@ -91,5 +90,5 @@ class Ears:
             if type(one) is AudioIn:
                 self._recent.append(one)
                 while self._recent[-1].at_ms - self._recent[0].at_ms >= WARM_MS:
-                    self._recent.popleft()
+                    self._recent.pop(0)
             yield one

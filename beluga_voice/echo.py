@@ -13,8 +13,6 @@ The more sound there is to compare, the less alike it needs to be. Measured, as 
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +40,7 @@ class EchoEar:
     """
 
     def __init__(self) -> None:
-        self._heard: deque[bytes] = deque()
+        self._heard: list[bytes] = []  # a list: it holds few
         self._held = 0
         self._rate_hz = 0
 
@@ -55,7 +53,7 @@ class EchoEar:
         self._held += len(pcm)
         wanted = round(HEARD_MS * self._rate_hz / 500.0)
         while self._held - len(self._heard[0]) >= wanted:
-            self._held -= len(self._heard.popleft())
+            self._held -= len(self._heard.pop(0))
 
     def hears(self, played: bytes, sample_rate_hz: int) -> bool:
         """True when the line's last moments are found in `played`: the PCM that was played of late, at `sample_rate_hz`."""
