@@ -15,6 +15,7 @@ from ._spans import KINDS, kind_of
 from ._turn_spans import TurnSpans, error_type
 from .errors import ProviderError
 from .events import SessionEvent
+from .state import end_reason
 
 __all__ = ["Instruments", "SessionMetrics"]
 
@@ -60,9 +61,6 @@ FROM_COUNTERS: dict[str, tuple[str, dict[str, str]]] = {
     "line_gaps": ("voice.troubles", {"what": "line_gap"}),
     "stuck": ("voice.troubles", {"what": "reply_stuck"}),
     "turns_too_long": ("voice.troubles", {"what": "turn_too_long"}),
-}
-REASONS = {
-    *("bye", "lost", "idle", "agent_ended", "max_session", "drain", "replaced", "error", "closed", "cancelled"),
 }
 MOST_PRICES = 256  # providers, models and units of a process, for agents tell what they like; beyond, they are "other"
 VERDICTS = {"false_alarm": "false", "backchannel": "backchannel", "echo": "echo"}
@@ -286,7 +284,7 @@ class SessionMetrics:
         self._add("voice.provider.health", {"kind": data["kind"], "provider": data["provider"], "state": data["state"]})
 
     def _closed(self, event: SessionEvent) -> None:
-        reason = event.data["reason"] if event.data["reason"] in REASONS else "other"
+        reason = end_reason(event.data["reason"])
         self._line_is("failed", event.at_ms)
         self._move("disconnected")
         self._add("voice.sessions.ended", {"mode": self._mode, "reason": reason})

@@ -37,6 +37,7 @@ from .session import Session
 from .settings import SessionOptions
 from .shelf import Shelf, read
 from .snapshot import Snapshot
+from .state import end_reason
 from .store import SessionStore
 from .transport import Transport
 
@@ -344,7 +345,7 @@ class SessionManager:
         except Exception:
             log.exception("session %s failed", slot.session_id)
         finally:
-            self.counters[f"closed_{session.end_reason or 'error'}"] += 1
+            self.counters[f"closed_{end_reason(session.end_reason or 'error')}"] += 1
             self._admission.leave(slot)
 
     async def _close_all(self, sessions: Sequence[Session], reason: str) -> None:

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from .errors import InvalidTransitionError
 
-__all__ = ["FINAL_STATES", "TABLE", "Happening", "SessionState", "move", "table"]
+__all__ = ["FINAL_STATES", "TABLE", "Happening", "SessionState", "end_reason", "move", "table"]
 
 
 class SessionState(StrEnum):
@@ -47,6 +47,10 @@ class Happening(StrEnum):
     ENDED = "ended"
     FAILED = "failed"
 
+
+END_REASONS = frozenset(
+    ("bye", "lost", "idle", "agent_ended", "max_session", "drain", "replaced", "error", "closed", "cancelled")
+)
 
 _S, _H = SessionState, Happening
 _LIVE = {_H.LINE_LOST: _S.RECONNECTING, _H.ENDED: _S.DISCONNECTED, _H.FAILED: _S.ERROR}
@@ -93,3 +97,12 @@ def table() -> str:
     connected    ready              -> listening
     """
     return "\n".join(f"{state:<12} {on:<18} -> {to}" for state, moves in TABLE.items() for on, to in moves.items())
+
+
+def end_reason(reason: str) -> str:
+    """The reason a session ended for, as it is counted: one that a program made up is "other", for there is no end of them.
+
+    >>> end_reason("idle"), end_reason("the shop closes")
+    ('idle', 'other')
+    """
+    return reason if reason in END_REASONS else "other"

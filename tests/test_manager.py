@@ -353,6 +353,18 @@ class TestEnding:
 
         assert run_simulated(main()) == (3, True, 3)
 
+    def test_reasons_that_a_program_makes_up_are_one_count(self):
+        """A counter for each would never end."""
+
+        async def main():
+            async with SessionManager(chain()) as manager:
+                for number, session in enumerate(await create_all(manager, 5)):
+                    session.close(f"order {number} is done")
+                await CLOCK.sleep_ms(1_000)
+                return {name: count for name, count in manager.counters.items() if name.startswith("closed_")}
+
+        assert run_simulated(main()) == {"closed_other": 5}
+
     def test_it_runs_by_itself(self):
         """Nobody has to call it."""
 

@@ -96,6 +96,15 @@ class Link:
     _tasks: list[asyncio.Task[Exception]] = attrs.field(init=False, factory=list)
     _given_up: asyncio.Future[Exception] = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().create_future())
 
+    @property
+    def answers_by_itself(self) -> bool:
+        """True for a model that need not be asked for an answer."""
+        return type(self.session).answer is S2SSession.answer
+
+    def was_told(self, typed: str) -> bool:
+        """True when the last thing in its history is what the caller typed."""
+        return bool(typed and self.history) and self.history[-1].role == "user" and self.history[-1].text.endswith(typed)
+
     async def work(self, context: Context, hear: Work, feed: Work) -> Exception:
         """Do both in tasks of the session, until one of them ends or the connection is given up: why."""
         for part, name in ((hear, "events"), (feed, "input")):

@@ -34,6 +34,11 @@ class Recall:
         """True while a turn is over of which neither words nor an answer are known."""
         return bool(self._over)
 
+    @property
+    def goes_on(self) -> bool:
+        """True when the caller has spoken since the turn that is over."""
+        return self._of_a_turn
+
     def push(self, frame: AudioIn) -> None:
         """Keep a piece of audio."""
         self._now.append(frame)

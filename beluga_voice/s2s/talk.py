@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
-from typing import Any
 
 import attrs
 
@@ -46,6 +45,7 @@ __all__ = ["Talk"]
 WAITING_AUDIO_MS = 5_000.0
 QUIET_MS = 1_000.0  # a VAD tells of speech within that
 MOST_HELD = 2_000  # frames of a reply that nobody has asked for yet
+LATER_MS = 1_000.0  # what ends so long after the turn that is over is not that turn
 AGAIN_MS = 3_000.0  # after nobody could be reached
 OF_A_REPLY = (TextDelta, AudioOut, ToolCalled, ReplyEnded)
 
@@ -79,7 +79,7 @@ class Talk:
         self._link: Link | None = None
         self._audio = CallerAudio()
         self._owed = 0  # turns whose words are still to be told
-        self._rehearing = False  # the model hears a turn again that the session knows to be over
+        self._rehears_ms = 0.0  # so long is the turn that the model hears again; the session knows it to be over
         self._speaking = False  # as the model hears it
         self._source = ""
         self._by_others = False  # the turn that is over was ended by a button, a limit or a VAD
@@ -160,7 +160,7 @@ class Talk:
         self._link = link
         self._audio.begin()
         try:
-            error = await link.work(self._context, self._hear(link.session), self._feed(link.session, link.history))
+            error = await link.work(self._context, self._hear(link.session), self._feed(link))
         except BaseException:  # the session is over
             await self._let_go(link)
             await link.session.aclose()
@@ -231,32 +231,32 @@ class Talk:
 
     # --- to the model ------------------------------------------------------------------------------------------------
 
-    async def _feed(self, model: S2SSession, history: tuple[Any, ...]) -> Exception:
+    async def _feed(self, link: Link) -> Exception:
         try:
-            await self._tell_again(model, history)
+            await self._tell_again(link)
             async for frame in self._inbox:
-                await self._pass_on(model, frame)
+                await self._pass_on(link.session, frame)
         except Exception as error:
             return error
         return ConnectionError("nothing more is to be said")
 
-    async def _tell_again(self, model: S2SSession, history: tuple[Any, ...]) -> None:
+    async def _tell_again(self, link: Link) -> None:
         """What a connection made anew has to know beyond the history."""
-        reply, asked = self._reply, self._asked
-        self._tools.connected(history)
-        self._rehearing = self._hears_again
-        self._close_words(but=int(self._rehearing))
-        if not self._rehearing:
+        model, reply, asked = link.session, self._reply, self._asked
+        self._tools.connected(link.history)
+        self._close_words(but=int(self._hears_again))
+        if not self._owed:
             self._recall.told()
         over, since = self._recall.kept()
+        self._rehears_ms = sum(map(audio_ms, over))
         for frame in over:
             await self._send(model, frame)
         if over and self._by_others:
             await model.end_turn()
         for frame in since:
             await self._send(model, frame)
-        known = reply is not None and bool(reply.text) and _ends_with(history, reply.text)
-        if reply is None or reply is not self._reply or not (asked or known) or self._rehearing:
+        known = reply is not None and link.was_told(reply.text)
+        if reply is None or reply is not self._reply or not (asked or known) or self._rehears_ms:
             return
         self._asked = True
         self._await_more()
@@ -289,7 +289,7 @@ class Talk:
             await model.send_audio(self._audio.taken(frame, self._link.engine.capabilities.input_rate_hz))
 
     async def _ask(self, model: S2SSession, wanted: ReplyWanted) -> None:
-        if wanted is not self._reply or self._asked or self._rehearing:
+        if wanted is not self._reply or self._asked or self._rehears_ms:
             return  # over already, or asked for, or to be asked for once the model has heard the turn
         self._asked = True
         self._await_more()
@@ -319,7 +319,7 @@ class Talk:
         if isinstance(event, OF_A_REPLY):
             if self._reply is not None and self._asked:
                 self._tell(event)
-            elif self._link is not None and _answers_by_itself(self._link.session) and len(self._held) < MOST_HELD:
+            elif self._link is not None and self._link.answers_by_itself and len(self._held) < MOST_HELD:
                 self._held.append(event)
             else:
                 self._context.counters["stale_frames_dropped"] += 1
@@ -335,7 +335,7 @@ class Talk:
     def _speech(self, event: SpeechStarted | SpeechEnded) -> None:
         """The model hears the caller begin or end; told only where nobody else tells, and not twice."""
         began = isinstance(event, SpeechStarted)
-        if self._vad_before or self._rehearing or began == self._speaking:
+        if self._vad_before or self._rehears_ms or began == self._speaking:
             return
         self._speaking = began
         self._recall.speech(began)
@@ -343,20 +343,23 @@ class Talk:
 
     def _turn_ended(self, event: TurnEnded) -> None:
         self._held.clear()
-        if self._rehearing:
-            self._rehearing = False
+        over_ms, self._rehears_ms = self._rehears_ms, 0.0
+        later = self._reply is None and self._recall.goes_on and event.speech_end_ms > over_ms + LATER_MS
+        if over_ms and later:
+            self._close_words()  # the model took it for none, or for the beginning of this one
+        if over_ms and not later:
             if self._reply is not None and not self._sounded:
                 self._asked = False
                 self._inbox.put_urgent(self._reply)
-            return
-        placed = self._audio.placed(event)
-        end_ms = placed.speech_end_ms if placed.speech_end_ms >= 0 else self._audio.line_ms
-        self._speech(SpeechEnded(self._audio.line_ms, end_ms))
-        self._by_others = bool(self._source)
-        source, self._source = self._source or event.source, ""
-        self._recall.turn_over()
-        self._context.emit(attrs.evolve(placed, source=source))
-        self._owed += 1
+        else:
+            placed = self._audio.placed(event)
+            end_ms = placed.speech_end_ms if placed.speech_end_ms >= 0 else self._audio.line_ms
+            self._speech(SpeechEnded(self._audio.line_ms, end_ms))
+            self._by_others = bool(self._source)
+            source, self._source = self._source or event.source, ""
+            self._recall.turn_over()
+            self._context.emit(attrs.evolve(placed, source=source))
+            self._owed += 1
         if not self._closes:
             self._recall.told()
             self._close_words()
@@ -378,9 +381,9 @@ class Talk:
         if isinstance(frame, TextDelta) and not self._sounded:  # another connection would tell it anew
             self._ahead.append(frame)
             return
-        ahead, self._ahead = self._ahead, []
-        for text in ahead:
+        for text in self._ahead:
             self._context.emit(text)
+        self._ahead.clear()
         if isinstance(frame, ReplyEnded):
             self._end_reply()
         elif isinstance(frame, ToolCalled):
@@ -399,12 +402,3 @@ class Talk:
     @property
     def _closes(self) -> bool:
         return self._link is not None and self._link.engine.capabilities.closes
-
-
-def _ends_with(history: tuple[Any, ...], text: str) -> bool:
-    """True when the last thing in the history is what the caller typed."""
-    return bool(history) and history[-1].role == "user" and history[-1].text.endswith(text)
-
-
-def _answers_by_itself(model: S2SSession) -> bool:
-    return type(model).answer is S2SSession.answer
