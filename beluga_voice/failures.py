@@ -61,6 +61,7 @@ TRUSTED = (
 )
 LASTING = "expected the connection to last; try again, or name a stand-by"
 BROKE = ("RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError", "BrokenPipeError")  # of whichever library
+TOO_BIG = 1009
 BY_STATUS: dict[int, type[ProviderError]] = {
     401: AuthError,
     402: QuotaError,
@@ -174,6 +175,8 @@ def websocket_failures() -> tuple[Row, ...]:
 
     def closed(error: Any) -> Told:
         told = error.rcvd
+        if error.sent is not None and error.sent.code == TOO_BIG and not error.rcvd_then_sent:
+            return Told("a message came that is larger than is taken")
         if told is None:
             return Told("the connection broke", 1006)
         return Told(told.reason or "the connection was closed", told.code)

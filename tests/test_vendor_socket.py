@@ -9,6 +9,8 @@ import pytest
 import websockets
 
 from beluga_voice.clock import Clock, run_simulated
+from beluga_voice.errors import ProtocolError
+from beluga_voice.failures import failure, websocket_failures
 from beluga_voice.testing.loopback import Answer, LoopbackServer, Sickness
 from beluga_voice.vendor_socket import open_socket, tls_context
 
@@ -146,7 +148,7 @@ class TestTime:
         assert run_simulated(main()) == 0
 
     def test_a_message_over_the_cap(self):
-        """It ends the connection, before it is kept."""
+        """It ends the connection, before it is kept; trying again would not help."""
 
         async def main():
             async with Echo() as server:
@@ -154,9 +156,13 @@ class TestTime:
                 await socket.send("x" * 101)
                 with pytest.raises(websockets.ConnectionClosed) as caught:
                     await socket.recv()
-                return caught.value.sent.code
+                return caught.value
 
-        assert run_simulated(main()) == 1009
+        closed = run_simulated(main())
+        told = failure(closed, websocket_failures(), provider="acme", kind="stt")
+        assert closed.sent.code == 1009
+        assert isinstance(told, ProtocolError)
+        assert "larger than is taken" in str(told)
 
 
 class TestTheProxy:

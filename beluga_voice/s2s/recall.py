@@ -26,8 +26,8 @@ class Recall:
         self._over: deque[AudioIn] = deque()
         self._now: deque[AudioIn] = deque()
         self._now_ms = 0.0
-        self._of_a_turn = self._ended = False  # what is kept has speech; that has ended
-        self._since_ms = 0.0  # audio since then
+        self._of_a_turn = False  # what is kept has speech
+        self._ended, self._since_ms = True, 0.0  # nobody speaks; audio since the last one did
 
     @property
     def untold(self) -> bool:
@@ -56,7 +56,7 @@ class Recall:
     def turn_over(self) -> None:
         """The caller's turn ended with what was pushed last."""
         self._over, self._now, self._now_ms = self._now, deque(), 0.0
-        self._of_a_turn = False
+        self._of_a_turn = not self._ended
 
     def told(self) -> None:
         """What the caller said in the turn that is over is known."""
