@@ -128,6 +128,7 @@ class Talk:
             return  # another voice's, or the model's own word on its way
         unfinished, self._reply = self._reply is not None, None
         self._timers.cancel()
+        self._ahead.clear()
         if isinstance(frame, ReplyEnded) and unfinished:  # the session has waited long enough
             frame = Interrupted(frame.reply, math.inf, frame.heard_text)
         if isinstance(frame, Interrupted):
