@@ -71,8 +71,7 @@ class TomlFile:
             told = _TOLD_AT.search(str(error))
             line = told[1] if told else str(len(text.rstrip("\n").split("\n")))
             problem = _TOLD_AT.sub("", str(error))
-            hint = " Join the two; stt, tts, agent, s2s and processor may come again, as [[stt]]." if "twice" in problem else ""
-            raise ConfigError(f"{name}:{line}: not TOML: {problem}.{hint}") from None
+            raise ConfigError(f"{name}:{line}: not TOML: {problem}.{_hint(problem)}") from None
 
     def where(self, *path: str | int) -> str:
         """The file and line where the value at `path` is written, like "call.toml:3"; the file alone if it is not."""
@@ -150,6 +149,14 @@ class TomlFile:
             except ValueError:
                 continue
         return 0, {}
+
+
+def _hint(problem: str) -> str:
+    if "twice" in problem:
+        return " Join the two; stt, tts, agent, s2s and processor may come again, as [[stt]]."
+    if "overwrite" in problem:
+        return " It is there already; of several tables of a kind the first too is written [[stt]]."
+    return ""
 
 
 def shown(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._registry import registry
+from .errors import ProviderError
 from .events import SessionEvent, TurnRecord
 
 __all__ = ["Announcer", "Listener"]
@@ -44,8 +45,9 @@ class Announcer:
             self._call("interrupted", heard_text=data["heard_text"])
         elif name == "error":
             error = data["error"]
-            # With the cause's traceback: what an agent of one's own raised is found where it was raised.
-            why = None if error is None else error.__cause__ or error
+            # With the cause's traceback: what an agent of one's own raised is found where it was raised. A service's failure
+            # is told by its message.
+            why = error and (error.__cause__ or (None if isinstance(error, ProviderError) else error))
             log.warning("session %s: %s failed: %s", self._session_id, data["stage"], data["message"], exc_info=why)
             if error is not None:
                 self._call("error", stage=data["stage"], error=error)

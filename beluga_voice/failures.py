@@ -7,8 +7,10 @@ ProtocolError("stt 'example': KeyError: 'text'; expected an answer as its docume
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -50,15 +52,16 @@ EXPECTED: dict[type[ProviderError], str] = {
     RateLimitError: "expected fewer calls at once; lower max_concurrent, or ask for a higher limit",
     InvalidRequestError: "expected a request it takes; check model, voice, language, base_url and the other options",
     ProviderTimeoutError: "expected an answer sooner; try again, or name a stand-by",
-    ConnectFailedError: "expected it to be reached from here; check base_url and the network",
+    ConnectFailedError: "expected {address} to be reached from here; check base_url and the network",
     OverloadedError: "expected it to take the call; try again, or name a stand-by",
     ProtocolError: "expected an answer as its documentation has it",
 }
 UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: (.+?)\.? \(_ssl")  # of whichever library
 TRUSTED = (
     "expected one of this host name, in date, of an authority that is known here; check base_url, or name a file with the "
-    "authority's certificate (PEM) in the environment variable SSL_CERT_FILE"
+    "authority's certificate (PEM) in the environment variable SSL_CERT_FILE{instead}"
 )
+NO_TLS = "WRONG_VERSION_NUMBER"  # what OpenSSL says of plain text
 LASTING = "expected the connection to last; try again, or name a stand-by"
 BROKE = ("RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError", "BrokenPipeError")  # of whichever library
 TOO_BIG = 1009
@@ -101,6 +104,7 @@ def failure(
     env_var: str = "its environment variable",
     secret: str = "",
     doing: str = "",
+    address: str = "it",
 ) -> ProviderError:
     """The error to raise for one of a vendor's SDK or of the network.
 
@@ -114,6 +118,7 @@ def failure(
         env_var: where its key may be set.
         secret: what must not be repeated in the message.
         doing: what was tried: "opening the stream".
+        address: what could not be reached, if it could not: "https://api.example.com".
     """
     ours: BaseException | None = error
     while ours is not None and not isinstance(ours, ProviderError):
@@ -130,16 +135,35 @@ def failure(
     untrusted = UNTRUSTED.search(told.message) if told.status is None and cls is ConnectFailedError else None
     if untrusted is not None:
         told = Told(f"its certificate is not trusted: {untrusted[1]}")
+    elif NO_TLS in told.message:
+        told = Told("what is there speaks no TLS: http:// may be meant, not https://")
     status = f" {'HTTP' if told.status < 1000 else 'close code'} {told.status}:" if told.status else ""
     message = told.message.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else told.message
     message = " ".join(message.split())[:LONGEST_MESSAGE] or told.code or "no more was said"
     where = f", {doing}" if doing else ""
-    broke = cls is ConnectFailedError and (told.status is not None or type(error).__name__ in BROKE)
-    expected = TRUSTED if untrusted is not None else LASTING if broke else EXPECTED[cls].format(env_var=env_var)
+    broke = cls is ConnectFailedError and (told.status is not None or _name(error) in BROKE or _name(error.__cause__) in BROKE)
+    expected = TRUSTED if untrusted is not None else LASTING if broke else EXPECTED[cls]
+    expected = expected.format(env_var=env_var, address=address, instead=_no_certificates() if untrusted is not None else "")
     text = f"{kind} {provider!r}{where}:{status} {message}; {expected}"
     if cls is RateLimitError:
         return RateLimitError(text, provider=provider, kind=kind, retry_after_ms=told.retry_after_ms)
     return cls(text, provider=provider, kind=kind)
+
+
+def _name(error: BaseException | None) -> str:
+    return type(error).__name__
+
+
+def _no_certificates() -> str:
+    """That SSL_CERT_FILE names nothing useful, of which OpenSSL takes no notice; empty if it does."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if not named:
+        return ""
+    try:
+        good = os.path.isfile(named) and b"-----BEGIN " in Path(named).read_bytes()
+    except OSError:
+        good = False
+    return "" if good else f", which names {named!r} now, where there is none"
 
 
 def _by_reason(told: Told) -> type[ProviderError] | None:

@@ -30,7 +30,7 @@ from .engine import Engine
 from .errors import BrokenPluginError, MissingKeyError, OptionError, ProviderError
 from .failures import Row, failure
 from .options import build, option
-from .vendor_socket import tls_context
+from .vendor_socket import proxy_for, tls_context
 
 if TYPE_CHECKING:
     from typing import Self
@@ -141,6 +141,7 @@ class Remote(Engine):
         if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
             raise OptionError(f"{owner}: option 'api_key' is *** (a text with spaces or signs no key has); copy it again")
         self.access = Access(api_key, _root(self.options.base_url or self.vendor.base_url, owner))
+        _check_proxy(self.access.base_url, owner)
         keep_out_of_logs(api_key, self.access)
         self.account = f"{self.vendor.name}@{self.access.fingerprint}"
         self.max_concurrent = self.options.max_concurrent or None
@@ -160,6 +161,11 @@ class Remote(Engine):
         try:
             return await self._lease.client()
         except ImportError as error:
+            if _proxy_scheme(self.access.base_url).startswith("socks"):
+                raise BrokenPluginError(
+                    f"{self.kind} {self.name!r}: the environment names a SOCKS proxy; what speaks with one is not installed; "
+                    "install it: pip install socksio 'python-socks[asyncio]'"
+                ) from error
             raise BrokenPluginError(
                 f"{self.kind} {self.name!r} needs something that is not installed ({error}); "
                 f"install its plugin again: pip install --force-reinstall beluga-voice-{self.vendor.name}"
@@ -179,6 +185,7 @@ class Remote(Engine):
             env_var=self.vendor.env_var,
             secret=self.access.api_key,
             doing=doing,
+            address=_way(self.access.base_url),
         )
 
     async def prewarm(self) -> None:
@@ -253,3 +260,32 @@ def _root(url: str, owner: str) -> str:
             "like 'https://api.example.com'"
         )
     return url.rstrip("/")
+
+
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def _check_proxy(url: str, owner: str) -> None:
+    """Refuse a proxy that is no address, which SDKs tell in words of their own, or not at all."""
+    proxy = proxy_for(url) or "http://none"
+    try:
+        parts = urlsplit(proxy)
+        good = parts.scheme in PROXY_SCHEMES and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        shown = re.sub(r"(?<=//).*@", "***@", proxy)  # a password
+        names = f"{urlsplit(url).scheme.upper()}_PROXY or ALL_PROXY"
+        raise OptionError(
+            f"{owner}: the proxy in the environment variable {names} is {shown!r}; expected one like 'http://proxy.example:3128'"
+        )
+
+
+def _proxy_scheme(url: str) -> str:
+    return urlsplit(proxy_for(url) or "").scheme
+
+
+def _way(url: str) -> str:
+    """An address, and the proxy on the way there."""
+    proxy = proxy_for(url)
+    return f"{url} (by way of the environment's proxy {proxy.rpartition('@')[2].rpartition('//')[2]})" if proxy else url

@@ -106,9 +106,17 @@ async def open_socket(
 
 @functools.cache
 def _connect() -> Any:
-    from websockets.asyncio.client import connect
+    from websockets.asyncio.client import ClientConnection, connect
+
+    class Connection(ClientConnection):
+        def connection_lost(self, exc: Exception | None) -> None:
+            if hasattr(self, "recv_messages"):  # not where a proxy's tunnel broke before it was made: the loop would print that
+                super().connection_lost(exc)
 
     class Connect(connect):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, create_connection=Connection, **options)
+
         def process_redirect(self, exc: Exception) -> Exception | str:
             return exc
 

@@ -18,19 +18,31 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from beluga_voice import Audio, audio
-from beluga_voice.testing.deepgram_server import DeepgramServer
-from beluga_voice.testing.elevenlabs_server import ElevenLabsServer
-from beluga_voice.testing.loopback import LoopbackServer, Sickness
-from beluga_voice.testing.openai_server import OpenAIServer
-from beluga_voice.testing.tone_speech import RATE_HZ, say
+try:
+    from beluga_voice import Audio, audio
+    from beluga_voice.testing.deepgram_server import DeepgramServer
+    from beluga_voice.testing.elevenlabs_server import ElevenLabsServer
+    from beluga_voice.testing.loopback import LoopbackServer, Sickness
+    from beluga_voice.testing.openai_server import OpenAIServer
+    from beluga_voice.testing.tone_speech import RATE_HZ, say
+except ImportError as error:
+    sys.exit(f"{error}; install the plugins first: pip install ./plugins/deepgram ./plugins/openai ./plugins/elevenlabs")
 
 SERVERS: dict[str, type[LoopbackServer]] = {
     "deepgram": DeepgramServer,
     "openai": OpenAIServer,
     "elevenlabs": ElevenLabsServer,
 }
-KINDS = ("refuse", "hang", "cut", "drip", "garbage", "odd", "unknown", "empty")
+KINDS = {
+    "refuse": "answers 500",
+    "hang": "answers nothing any more",
+    "cut": "breaks the connection",
+    "drip": "is slow",
+    "garbage": "sends what nobody can read",
+    "odd": "sends it in odd pieces",
+    "unknown": "sends messages of unknown types, too",
+    "empty": "is well and says nothing",
+}
 SAYS = ("hello tell me about the weather", "what is the time in paris", "thank you goodbye")
 PAUSE_MS = 4_500.0
 PROVIDER = re.compile(r'^provider = "([\w-]+)"$', re.MULTILINE)
@@ -97,10 +109,16 @@ async def run(config: Path, sick: list[tuple[str, Sickness]], rest: list[str]) -
 def main() -> None:
     """Read the command line."""
     title, _, more = (__doc__ or "").partition("\n")
+    kinds = "\n".join(f"    {kind:10}{what}" for kind, what in KINDS.items())
+    more += f"\nPROVIDER is {', '.join(SERVERS)}; SICKNESS is one of\n{kinds}\n"
+    more += "after so many messages of a socket, or bytes of another answer, went out well."
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=title, epilog=more, formatter_class=style)
-    parser.add_argument("--config", type=Path, default=HERE / "deepgram-openai-elevenlabs.toml")
-    parser.add_argument("--sick", action="append", type=sickness, default=[], metavar="PROVIDER=SICKNESS")
+    parser.add_argument("--config", type=Path, default=HERE / "deepgram-openai-elevenlabs.toml", help="another call")
+    who = "who is ill; may be given again"
+    parser.add_argument(
+        "--sick", action="append", type=sickness, default=[], metavar="PROVIDER=SICKNESS[:AFTER]", help=who
+    )
     known, rest = parser.parse_known_args()
     if not known.config.is_file():
         parser.error(f"{known.config}: no such file; check the path")

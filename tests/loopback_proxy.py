@@ -19,13 +19,17 @@ def no_proxies(monkeypatch):
 
 
 class LoopbackProxy:
-    """An async context manager. `asked` has what it was told to reach; `status` other than 200 refuses tunnels."""
+    """An async context manager. `asked` has what it was told to reach; `status` other than 200 refuses tunnels.
+
+    One that `breaks` ends each tunnel as it begins.
+    """
 
     def __init__(self):
         self.asked: list[str] = []
         self.headers: list[bytes] = []
         self.status = 200
         self.silent = False
+        self.breaks = False
         self.open_connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -69,6 +73,9 @@ class LoopbackProxy:
             return
         if self.status != 200:
             writer.write(b"HTTP/1.1 %d Refused\r\ncontent-length: 0\r\n\r\n" % self.status)
+            return await writer.drain()
+        if self.breaks:
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             return await writer.drain()
         there = urlsplit(target if "//" in target else f"//{target}")
         far_reader, far_writer = await asyncio.open_connection(there.hostname, there.port)

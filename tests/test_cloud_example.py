@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
+import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -95,6 +97,24 @@ def test_a_configuration_that_is_not_there_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         on_loopback.main()
     assert capsys.readouterr().err.endswith("error: nowhere.toml: no such file; check the path\n")
+
+
+def test_the_help_tells_each_sickness(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["on_loopback.py", "--help"])
+    with pytest.raises(SystemExit):
+        on_loopback.main()
+    told = re.findall(r"\w+", capsys.readouterr().out)
+    assert {*on_loopback.KINDS, *on_loopback.SERVERS} <= set(told)
+
+
+def test_a_plugin_that_is_missing_is_one_line(tmp_path):
+    """As for somebody who has installed the offline plugins only."""
+    code = "import sys, runpy; sys.modules['h11'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(EXAMPLES / "on_loopback.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "pip install ./plugins/deepgram ./plugins/openai ./plugins/elevenlabs" in done.stderr
 
 
 def test_it_asks_for_keys(monkeypatch):

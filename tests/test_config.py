@@ -312,9 +312,10 @@ WRONG = {
     "reference": ("[tts]\nvoice = '${'", 2, ["[tts] voice", "$${"]),
     "syntax": ("[tts]\nvoice = ", 2, ["not TOML"]),
     "twice": ("[stt]\nprovider = 'config_app:Ears'\n[stt]", 3, ["not TOML", "Join the two", "s2s", "[[stt]]"]),
+    "one and many": ("[stt]\nprovider = 'config_app:Ears'\n[[stt]]", 3, ["not TOML", "[[stt]]", "the first too"]),
     "end": ("[tts]\n\nvoice = [", 3, ["not TOML"]),
 }
-ALONE = ("syntax", "end", "twice", "not a table", "no provider", "beside s2s")
+ALONE = ("syntax", "end", "twice", "one and many", "not a table", "no provider", "beside s2s")
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -386,8 +386,8 @@ class TestTelling:
                 **{"tts_latency_ms": 3.5, "e2e_latency_ms": 12.5},
             },
             {"type": "turn_reopened", "turn": 2},
-            {"type": "error", "code": "provider", "message": "the stt failed (ProviderTimeoutError)", "fatal": False},
-            {"type": "error", "code": "internal", "message": "the agent failed (ValueError)", "fatal": False},
+            {"type": "error", "code": "provider", "message": "stt failed (ProviderTimeoutError)", "fatal": False},
+            {"type": "error", "code": "internal", "message": "agent failed (ValueError)", "fatal": False},
         ]
         assert [message.seq for message in far.heard] == [6, 7]
 

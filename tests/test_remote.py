@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import ssl
 import weakref
 
 import attrs
@@ -37,6 +38,8 @@ from beluga_voice.remote import Access, Remote, Vendor, base_url_option, key_opt
 from beluga_voice.stt import STT
 from beluga_voice.testing.loopback import Answer, LoopbackServer, Sickness
 from beluga_voice.tts import TTS, Options
+
+from .loopback_proxy import no_proxies
 
 CANARY = "canary-2f9c-key"
 
@@ -132,6 +135,28 @@ def test_an_sdk_that_is_not_installed_is_told_with_what_to_do():
         run_simulated(main())
 
 
+def test_what_a_socks_proxy_needs_is_told(monkeypatch):
+    def without(access):
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed. Make sure")
+
+    class Without(ExampleTTS):
+        vendor = attrs.evolve(EXAMPLE, name="without", make=without)
+
+    async def main():
+        async with Without(api_key="k"):
+            pass
+
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(BrokenPluginError, match=r"install it: pip install socksio 'python-socks\[asyncio\]'"):
+        run_simulated(main())
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch):
+    no_proxies(monkeypatch)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+
+
 class TestAccess:
     def test_a_missing_key_is_told_when_the_engine_is_made(self, monkeypatch):
         monkeypatch.delenv("EXAMPLE_API_KEY", raising=False)
@@ -166,6 +191,22 @@ class TestAccess:
     @pytest.mark.parametrize(("url", "ws"), [("http://a:1/v1/", "ws://a:1/v1"), ("https://b", "wss://b")])
     def test_the_root_for_websockets_follows(self, url, ws):
         assert ExampleTTS(api_key="k", base_url=url).access.ws_url == ws
+
+    @pytest.mark.parametrize(
+        "proxy", ["ftp://me:canary@p:1", "http://p:99999", "http://p:x", "http://me:x/canary@p:1", "http://", "http://[p"]
+    )
+    def test_a_proxy_that_is_no_address_is_refused(self, proxy, monkeypatch):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(OptionError, match=r"expected one like 'http://proxy\.example:3128'") as caught:
+            ExampleTTS(api_key="k")
+        assert "HTTPS_PROXY" in str(caught.value)
+        assert "canary" not in str(caught.value)
+        ExampleTTS(api_key="k", base_url="http://127.0.0.1:9")  # which it is not for
+
+    @pytest.mark.parametrize("proxy", ["http://p:1", "https://p:1", "p:1", "p", "socks5h://p:1", "http://me:secret@p:1"])
+    def test_a_proxy_that_may_be_one(self, proxy, monkeypatch):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        ExampleTTS(api_key="k")
 
     def test_accounts_differ_by_key_and_place_and_tell_neither_key(self):
         one, other = ExampleTTS(api_key=CANARY), ExampleTTS(api_key="other")
@@ -300,8 +341,39 @@ class TestFailures:
             async with ExampleTTS(api_key="k", base_url="http://127.0.0.1:9") as engine:
                 await engine.synthesize("hello")
 
-        with pytest.raises(ConnectFailedError, match="expected it to be reached from here"):
+        with pytest.raises(ConnectFailedError, match=r"expected http://127\.0\.0\.1:9 to be reached from here; check"):
             run_simulated(main())
+
+    def test_a_proxy_that_is_not_there_is_named_without_its_password(self, monkeypatch):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:{CANARY}@proxy.invalid:3128")
+        told = str(ExampleTTS(api_key="k").failed(OSError("no such host")))
+        assert "expected https://api.example.com/v1 (by way of the environment's proxy proxy.invalid:3128) to be" in told
+        assert CANARY not in told
+
+    def test_a_connection_that_broke_inside_an_sdks_own_error(self):
+        class BrokenError(Exception):
+            """An SDK's, as httpx's own are wrapped."""
+
+        error = BrokenError("Connection error")
+        error.__cause__ = ConnectionResetError("reset")
+        told = failure(error, ((BrokenError, ConnectFailedError),), provider="p", kind="stt")
+        assert "expected the connection to last" in str(told)
+
+    def test_a_server_that_speaks_no_tls(self):
+        told = str(failure(ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), (), provider="p", kind="stt"))
+        assert "what is there speaks no TLS: http:// may be meant, not https://" in told
+
+    @pytest.mark.parametrize("named", ["missing", "words", "folder"])
+    def test_a_file_without_certificates_is_told_where_none_is_trusted(self, named, monkeypatch, tmp_path):
+        """OpenSSL takes no notice of it."""
+        (tmp_path / "words").write_text("no certificate")
+        (tmp_path / "folder").mkdir()
+        path = str(tmp_path / named)
+        error = ssl.SSLError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1)")
+        assert "where there is none" not in str(failure(error, (), provider="p", kind="stt"))
+        monkeypatch.setenv("SSL_CERT_FILE", path)
+        told = str(failure(error, (), provider="p", kind="stt"))
+        assert f"SSL_CERT_FILE, which names {path!r} now, where there is none" in told
 
     def test_a_connection_that_broke_is_told_from_one_that_failed(self):
         with pytest.raises(ConnectFailedError, match="expected the connection to last"):

@@ -10,7 +10,7 @@ import pytest
 
 from beluga_voice import Audio, Chain, SessionOptions, tts, turn
 from beluga_voice.clock import run_simulated
-from beluga_voice.errors import SessionClosedError, SessionLimitError
+from beluga_voice.errors import ConnectFailedError, SessionClosedError, SessionLimitError
 from beluga_voice.frames import DTMF, EndCall, TextIn, Transcript
 from beluga_voice.session import Session
 from beluga_voice.settings import BargeInOptions
@@ -56,6 +56,17 @@ class TestGreeting:
         hold(chain(buggy), quiet(300) + speech(800) + quiet(3_000))
         assert "in buggy" in caplog.text
         assert "KeyError: 'my bug'" in caplog.text
+
+    def test_a_service_that_fails_is_a_line_of_the_log(self, caplog):
+        """Where a library found out that nobody answers is of no use to whoever runs the calls."""
+
+        async def unreachable(text, history):
+            raise ConnectFailedError("agent 'acme', answering: no such host", provider="acme", kind="agent")
+            yield ""
+
+        hold(chain(unreachable), quiet(300) + speech(800) + quiet(3_000))
+        assert "agent 'acme', answering: no such host" in caplog.text
+        assert "Traceback" not in caplog.text
 
 
 class TestTurn:

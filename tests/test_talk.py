@@ -27,8 +27,9 @@ from beluga_voice.events import SessionEvent, TurnRecord
 SHARED = Path(__file__).parents[2] / "shared"
 RATE_HZ = 16_000
 PARTS = '''
-from beluga_voice import stt, tts
+from beluga_voice import s2s, stt, tts
 from beluga_voice.engine import WorkPool
+from beluga_voice.errors import ConnectFailedError
 from beluga_voice.frames import Transcript
 
 
@@ -64,6 +65,11 @@ class Unsure(stt.STT):
 class Dumb(tts.TTS):
     async def synthesize(self, text):
         raise RuntimeError("no voice")
+
+
+class Gone(s2s.S2S):
+    async def connect(self, history=()):
+        raise ConnectFailedError("s2s 'gone', opening the session: no such host", provider="gone", kind="s2s")
 
 
 class Cold(stt.STT):
@@ -323,9 +329,9 @@ class TestWhetherAnybodyWasAnswered:
     @pytest.mark.parametrize(
         ("parts", "why"),
         [
-            ({"stt": "talk_parts:Deaf"}, "Deaf: stt 'Deaf' failed: RuntimeError: no ears"),
+            ({"stt": "talk_parts:Deaf"}, "stt 'Deaf' failed: RuntimeError: no ears"),
             ({"agent": "talk_parts:always_raises"}, "always_raises: agent always_raises raised RuntimeError: no answer"),
-            ({"tts": "talk_parts:Dumb"}, "Dumb: tts 'Dumb' failed: RuntimeError: no voice"),
+            ({"tts": "talk_parts:Dumb"}, "tts 'Dumb' failed: RuntimeError: no voice"),
         ],
         ids=["recogniser", "agent", "voice"],
     )
@@ -354,6 +360,12 @@ class TestWhetherAnybodyWasAnswered:
         out, err = capsys.readouterr()
         assert "No turn" in out
         assert err == ""
+
+    def test_a_speech_to_speech_model_that_is_not_there_is_exit_1(self, place, capsys):
+        """It alone would tell that there was a turn."""
+        (place / "c.toml").write_text('[s2s]\nprovider = "talk_parts:Gone"\n')
+        assert talk("in.wav", "--config", "c.toml", "--fast") == 1
+        assert capsys.readouterr().err == "beluga-voice: no turn was answered: s2s 'gone', opening the session: no such host\n"
 
     def test_one_answer_is_enough(self, place, capsys):
         configured(place, agent="talk_parts:raises")

@@ -228,3 +228,19 @@ class TestTheProxy:
                 return clock.now_ms()
 
         assert run_simulated(main()) == pytest.approx(1_000, abs=5)
+
+    def test_that_breaks_the_tunnel(self, monkeypatch, tmp_path):
+        """It is a failed connection, and nothing else is said of it: `websockets` has the loop print a traceback."""
+        said = []
+
+        async def main():
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+            async with trusted(Echo(), monkeypatch, tmp_path) as server, LoopbackProxy() as proxy:
+                monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+                proxy.breaks = True
+                with pytest.raises(ConnectionResetError):
+                    await open_socket(ws(server))
+                await asyncio.sleep(0.01)
+
+        run_simulated(main())
+        assert said == []

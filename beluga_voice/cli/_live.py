@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ..clock import wall_ms
 from ..events import SessionEvent, TurnRecord
-from ._report import printable
+from ._report import fault, printable
 
 __all__ = ["Display", "Lines", "Screen", "latencies", "new_display", "provider_news", "turns_table"]
 
@@ -184,8 +184,7 @@ class Lines(Display):
         self._line(event.at_ms, f"turn {record.index + 1}", latencies(record))
 
     def _error(self, event: SessionEvent) -> None:
-        self._line(event.at_ms, "error", f"{printable(event.data['stage'])}: {printable(event.data['message'])}")
-
+        self._line(event.at_ms, "error", fault(event))
 
     def _provider(self, event: SessionEvent) -> None:
         self._line(event.at_ms, event.data["kind"], provider_news(event))
@@ -243,8 +242,7 @@ class Screen(Display):
         )
 
     def _error(self, event: SessionEvent) -> None:
-        where, why = printable(event.data["stage"]), printable(event.data["message"])
-        self.print(_spoken("!", "error", Text(f"{where}: {why}", BAD), BAD))
+        self.print(_spoken("!", "error", Text(fault(event), BAD), BAD))
 
     def _warning(self, event: SessionEvent) -> None:
         self.print(_spoken("!", "warning", Text(printable(event.data["message"]), "yellow"), "yellow"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -21,9 +22,10 @@ from ..events import SessionEvent
 from ..frames import Usage
 from ..session import Session
 
-__all__ = ["NewFile", "as_json", "bill", "engine_work", "engines", "printable", "report", "to_text"]
+__all__ = ["NewFile", "as_json", "bill", "engine_work", "engines", "fault", "printable", "report", "to_text"]
 
 DEEPEST = 8
+OF_AN_ENGINE = re.compile(r"(vad|turn|stt|agent|tts|s2s) '")
 
 
 class NewFile:
@@ -158,6 +160,12 @@ def as_json(value: Any, depth: int = 0) -> Any:
 def to_text(told: Mapping[str, Any]) -> str:
     """The report as JSON text."""
     return json.dumps(told, indent=1, allow_nan=False) + "\n"
+
+
+def fault(error: SessionEvent) -> str:
+    """What failed, and why, of an event "error". An engine's own error says who it was, which may be a stand-by."""
+    message = printable(str(error.data["message"]))
+    return message if OF_AN_ENGINE.match(message) else f"{printable(str(error.data['stage']))}: {message}"
 
 
 def printable(text: str) -> str:

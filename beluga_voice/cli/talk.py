@@ -25,7 +25,7 @@ from ..tts import TTS
 from ._caller import caller
 from ._files import file
 from ._live import REFRESH_MS, Display, new_display, turns_table
-from ._report import NewFile, bill, engines, printable, report, to_text
+from ._report import NewFile, bill, engines, fault, printable, report, to_text
 from ._timeline import draw, loudness
 
 __all__ = ["talk"]
@@ -108,16 +108,13 @@ def _failure(call: Call) -> str:
     """What made the call a failure; empty where nothing did."""
     errors = [event for event in call.events if event.name == "error"]
     if call.session is not None and call.session.end_reason == "error":
-        return f"the call broke off: {_told(errors[-1]) if errors else 'session: see the log'}"
-    of_turns = [event for event in errors if event.turn >= 0]
+        return f"the call broke off: {fault(errors[-1]) if errors else 'session: see the log'}"
+    # A speech-to-speech model is the one to tell of turns: without it there are none.
+    of_turns = [event for event in errors if event.turn >= 0 or getattr(event.data["error"], "kind", "") == "s2s"]
     heard = [event.data["record"].heard_text for event in call.events if event.name == "turn_finished"]
     if of_turns and all(call.setup.session.fallback.startswith(text) for text in heard):
-        return f"no turn was answered: {_told(of_turns[0])}"
+        return f"no turn was answered: {fault(of_turns[0])}"
     return ""
-
-
-def _told(error: SessionEvent) -> str:
-    return f"{error.data['stage']}: {error.data['message']}"
 
 
 def _keep_apart(read: Mapping[str, str | None], *written: str | None) -> None:

@@ -86,7 +86,7 @@ class Teller:
         limit = "limit" if isinstance(error, SessionLimitError) else "internal"
         kind = "provider" if isinstance(error, ProviderError) else limit
         why = f" ({type(error).__name__})" if error is not None else ""
-        return [{"type": "error", "code": kind, "message": f"the {stage} failed{why}", "fatal": False}]
+        return [{"type": "error", "code": kind, "message": f"{stage} failed{why}", "fatal": False}]
 
     def _closing(self, event: SessionEvent) -> list[dict[str, Any]]:
         if event.data["reason"] != "error":

@@ -469,7 +469,7 @@ class TestMessages:
             async with Listener() as server, DeepgramSTT(api_key=KEY, base_url=server.url) as engine:
                 server.told = "x" * (2**20 + 1)
                 async with opened(engine) as stream:
-                    with pytest.raises(ConnectFailedError, match="the connection broke"):
+                    with pytest.raises(ProtocolError, match="larger than is taken"):
                         await anext(stream)
                 return server.sockets[0].close_code
 

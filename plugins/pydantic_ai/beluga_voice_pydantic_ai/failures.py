@@ -67,7 +67,7 @@ def failed(error: Exception, provider: str, secret: str) -> BelugaVoiceError:
         told = AgentError(f"agent {provider!r}: {type(error).__name__}: {error}")
     text = str(told)
     for hidden in (secret, *_secrets()):
-        text = text.replace(hidden, "***") if hidden else text
+        text = text.replace(hidden, "***") if len(hidden) >= SHORTEST_SECRET else text
     told.args = (text,)
     return told
 

@@ -147,6 +147,19 @@ class TestOptions:
             agent.new("pydantic_ai", model="openai:gpt-5.4-mini")
         assert error.value.env_var == "OPENAI_API_KEY"
 
+    def test_a_key_that_is_none_garbles_no_message(self, monkeypatch):
+        """A server of one's own wants none, and the SDK any word."""
+        monkeypatch.setenv("OPENAI_API_KEY", "on")
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+
+        async def main():
+            async with agent.new("pydantic_ai", model="openai:gpt-5.4-mini") as mine:
+                session = Session(Chain(LoudVAD(), turn.new("silence"), ScriptedSTT(), mine, tts.new("tone")), None)
+                await session.ask("Hello?")
+
+        with pytest.raises(errors.ProviderError, match="Connection error"):
+            run_simulated(main())
+
     def test_a_model_by_name_answers_briefly_unless_told_otherwise(self):
         """Its instructions are for a voice line by default."""
         mine, script = scripted(["Hi."])
