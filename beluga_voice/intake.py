@@ -16,6 +16,7 @@ SETTLED_MS = 100.0
 PACE_OVER_MS = 200.0  # the pace of a line is judged over so long
 LIVE_PACE = 1.5  # audio that comes faster than this is not being spoken now
 FILL_MS = 200.0  # a line known to be silent is filled in such steps
+HELD_MS = 100.0  # a look that is so late: the loop was held, and what the caller said meanwhile is still to be read
 ONE_MS = 1.0
 MOST_WAITING = 2_000  # frames; what weighs nothing is bounded by their number
 NOTHING_MS = 400.0  # a line that came back and brings nothing for so long has nothing to catch up on
@@ -55,6 +56,7 @@ class Intake:
         self._lost = self._silent = False
         self._came_ms = 0.0
         self._pace_from = (0.0, 0.0)
+        self._look_ms = float("inf")  # when the next look for a gap is due
 
     async def read(self) -> None:
         """Take what the line brings until the caller hangs up. Raises what `Transport.recv` raises."""
@@ -93,6 +95,12 @@ class Intake:
         Returns how long until it is to be looked at again, in ms.
         """
         now_ms = self._now_ms()
+        held = now_ms - self._look_ms >= HELD_MS
+        again_ms = FILL_MS if held else self._gap(now_ms)
+        self._look_ms = now_ms + again_ms
+        return again_ms
+
+    def _gap(self, now_ms: float) -> float:
         if self._lost:
             return FILL_MS
         if self.catching_up:

@@ -238,6 +238,29 @@ class TestAtTheLimit:
         assert len(mute(950, speech(500) + quiet(2_000))[0]) == 1
         assert len(mute(1_500, speech(500) + quiet(2_000))[0]) == 2
 
+    @pytest.mark.parametrize("held_ms", [1_100, 1_300, 2_500])
+    @pytest.mark.parametrize("begun_ms", [40, 400])
+    def test_a_loop_that_was_held_is_no_gap(self, begun_ms, held_ms):
+        """What the caller says meanwhile is there, only not read yet: the word is not split by a silence that was none."""
+
+        async def main():
+            line = MemoryTransport()
+            session = Session(chain(), line)
+            running = asyncio.get_running_loop().create_task(session.run())
+            said = quiet(2_000) + speech(3_000) + quiet(2_000)
+            held_at = (2_000 + begun_ms) * 32
+            for at in range(0, len(said), 640):
+                line.push(AudioIn(said[at : at + 640], RATE_HZ))
+                if at == held_at:
+                    asyncio.get_running_loop().advance(held_ms / 1_000)
+                if not held_at < at <= held_at + held_ms * 32:  # these come at once
+                    await asyncio.sleep(0.02)
+            line.hang_up()
+            await running
+            return len(session.turns), session.counters["line_gaps"]
+
+        assert run_simulated(main()) == (1, 0)
+
     def test_max_turn_ms(self):
         """Counted; every part is answered."""
         call = hold(chain(), quiet(500) + speech(2_500) + quiet(4_000), SessionOptions(max_turn_ms=1_000))
