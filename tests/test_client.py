@@ -702,6 +702,26 @@ class TestPlaying:
         assert heard == cleared + pcm(7, 640)
         assert reports == [("played", 0, 100.0), ("stopped", 1, 30.0), ("stopped", 1, 80.0), ("played", 6, 20.0)]
 
+    @pytest.mark.parametrize("held_ms", [1, 30, 50, 79, 200])
+    def test_the_end_is_heard_by_one_who_takes_long_to_listen(self, held_ms):
+        """What is played while `on_audio` is busy is handed out too, also when it is the last there is."""
+
+        async def main():
+            far = FarEnd()
+            heard = bytearray()
+
+            def listen(piece):
+                heard.extend(piece)
+                asyncio.get_running_loop().advance(held_ms / 1_000)
+
+            async with connect(far, on_audio=listen):
+                for number in range(3):
+                    far.session.tell(pcm(number, 3_200))
+                await asyncio.sleep(3)
+                return bytes(heard)
+
+        assert simulated(main) == b"".join(pcm(number, 3_200) for number in range(3))
+
     def test_a_clear_ends_a_pause(self):
         """The next reply is heard."""
 

@@ -362,13 +362,17 @@ class Call(AsyncIterator[dict[str, Any]]):
             told_ms = self._clock.now_ms()
             while self._player.is_playing or self._told != self._player.place:
                 await self._clock.sleep_ms(step_ms)
-                due = self._player.take_due()
-                if due and self._on_audio is not None:
-                    self._on_audio(due)
+                self._hand_out()
                 now_ms = self._clock.now_ms()
                 if now_ms - told_ms >= REPORT_MS - 1e-6 or not self._player.is_playing:
                     told_ms = now_ms
                     self._report_place()
+            self._hand_out()  # what was played to its end while the last of it was handed out
+
+    def _hand_out(self) -> None:
+        due = self._player.take_due()
+        if due and self._on_audio is not None:
+            self._on_audio(due)
 
     def _report_place(self) -> None:
         place = self._player.place
