@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from .clock import wall_ms
 from .errors import SessionClosedError
 
-__all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "leave", "stop"]
+__all__ = ["Channel", "Reaper", "Tasks", "WorkPool", "finish", "forget", "leave", "stop"]
 
 T = TypeVar("T")
 
@@ -180,8 +180,13 @@ async def leave(task: asyncio.Task[Any], grace_ms: float) -> None:
 
 
 async def finish(task: asyncio.Task[Any]) -> None:
-    """Wait until a task is done, without its outcome."""
+    """Wait until a task is done, without its outcome, which nobody misses either when this wait is cancelled."""
+    task.add_done_callback(forget)
     await asyncio.wait([task])
+
+
+def forget(task: asyncio.Task[Any]) -> None:
+    """Take the outcome of a task that is done, for which nobody else asks; else asyncio would log it."""
     if not task.cancelled():
         task.exception()
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from importlib import import_module
 from typing import Any
 
-from ._streams import finish
+from ._streams import finish, forget
 from .vendor_socket import proxy_for, tls_context
 
 __all__ = ["cancellable_transport"]
@@ -68,6 +68,7 @@ def cancellable_transport(httpx: Any, *, url: str, **settings: Any) -> Any:
                 try:
                     await asyncio.wait([reading])
                 except asyncio.CancelledError:
+                    reading.add_done_callback(forget)  # cancelled once more, this waits for it no longer
                     await self._connection.aclose()
                     await finish(reading)
                     raise

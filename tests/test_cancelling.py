@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 
 import httpx
@@ -45,6 +46,30 @@ def client_of(server, keep=0, library=httpx):
     limits = library.Limits(max_connections=1, max_keepalive_connections=keep)
     transport = cancellable_transport(library, url=server.url, limits=limits)
     return library.AsyncClient(base_url=server.url, transport=transport, timeout=5)
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+def test_who_is_cancelled_twice_leaves_nothing_to_log(library):
+    """In mid-answer, and again while the first cancelling is under way."""
+    logged = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: logged.append(told["message"]))
+        for moments in range(4):
+            async with Server() as server, client_of(server, library=library) as client:
+                server.sick = Sickness("hang", after=1_000)
+                asking = asyncio.create_task(ask(client))
+                await Clock().sleep_ms(100)
+                asking.cancel()
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.wait([asking])
+                await Clock().sleep_ms(100)
+            gc.collect()
+
+    run_simulated(main())
+    assert logged == []
 
 
 @pytest.mark.parametrize("keep", [0, 1], ids=["new connections", "a kept connection"])
